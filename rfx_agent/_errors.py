@@ -11,6 +11,7 @@
     ├── ToolError              a tool broke in a way that is ours, not the program's
     │   └── ToolInputError     the model wrote nothing that the tool can run
     ├── EscalationError        a human's reply that does not fit what was asked
+    ├── Unresolved             a wrapped chain has no answer to return; the whole case is kept
     └── WeightsError           model weights could not be had
         └── WeightsCorrupt     they are there and their hash is wrong
 
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rfx_agent._types import Rollout
+    from rfx_agent.case import Case
 
 __all__ = [
     "BudgetExhausted",
@@ -36,6 +38,7 @@ __all__ = [
     "SamplerTimeout",
     "ToolError",
     "ToolInputError",
+    "Unresolved",
     "VerifierError",
     "WeightsCorrupt",
     "WeightsError",
@@ -63,9 +66,7 @@ class FeatureError(RfxError, ValueError):
         self.rollout = rollout
         self.position = position
         place = ", ".join(
-            f"{name} {value}"
-            for name, value in (("rollout", rollout), ("position", position))
-            if value is not None
+            f"{name} {value}" for name, value in (("rollout", rollout), ("position", position)) if value is not None
         )
         super().__init__(f"{message} (at {place})" if place else message)
 
@@ -95,9 +96,7 @@ class SamplerError(RfxError):
         calls: requests that reached the server before this was raised.
     """
 
-    def __init__(
-        self, message: str, *, status: int | None = None, transient: bool = False, calls: int = 0
-    ) -> None:
+    def __init__(self, message: str, *, status: int | None = None, transient: bool = False, calls: int = 0) -> None:
         self.status = status
         self.transient = transient
         self.calls = calls
@@ -130,6 +129,18 @@ class ToolInputError(ToolError, ValueError):
 
 class EscalationError(RfxError, ValueError):
     """A human's reply that does not fit what was asked."""
+
+
+class Unresolved(RfxError):
+    """A wrapped chain has no answer to return.
+
+    Attributes:
+        case: everything that was tried, with its ``outcome``.
+    """
+
+    def __init__(self, message: str, *, case: Case) -> None:
+        self.case = case
+        super().__init__(message)
 
 
 class WeightsError(RfxError, OSError):

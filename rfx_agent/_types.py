@@ -18,16 +18,12 @@ if TYPE_CHECKING:
     from rfx_agent.numerics.toplogprobs import TopLogprobs
 
 __all__ = [
+    "ANSWER_KEPT",
     "Agreement",
-    "Attempt",
-    "Decision",
-    "Diagnosis",
     "Evidence",
     "Message",
     "Operator",
-    "Regime",
     "Rollout",
-    "Route",
     "SampleRequest",
     "SampleResult",
     "Spend",
@@ -40,11 +36,13 @@ __all__ = [
 Operator: TypeAlias = Literal[
     "retry", "local_temp", "sparse_steer", "sparse_steer_random", "dense_steer", "tool", "human"
 ]
-Route: TypeAlias = Literal["accept", "resample", "tool_verify", "steer", "escalate"]
-Regime: TypeAlias = Literal["stochastic", "structural", "out_of_reach"]
 Evidence: TypeAlias = Literal["two_model", "one_model", "samples"]
 Message: TypeAlias = Mapping[str, Any]
 """One chat message in OpenAI's format: ``{"role": ..., "content": ...}``."""
+
+
+ANSWER_KEPT = 200
+"""Characters kept of a failed rollout's parsed answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +129,7 @@ class Step:
             raise ConfigError("step: messages is empty; give at least one message to sample from")
         for i, message in enumerate(self.messages):
             if not isinstance(message, Mapping) or "role" not in message:
-                raise ConfigError(
-                    f"step: messages[{i}] is {message!r}; give a mapping with 'role' and 'content'"
-                )
+                raise ConfigError(f"step: messages[{i}] is {message!r}; give a mapping with 'role' and 'content'")
         if not self.id:
             raw = json.dumps(self.messages, sort_keys=True, default=str).encode()
             object.__setattr__(self, "id", hashlib.sha256(raw).hexdigest()[:12])
@@ -182,6 +178,7 @@ class Rollout:
     Attributes:
         text: the whole completion, a continued prefix included; untrusted.
         id: name within the failure ("r0", "r1", ...); given by the engine.
+        round: index of the attempt that produced it, or None for a candidate that came from outside.
         response_id: the server's id of the response with the choice's index; equal ids are one draw, however
             often a cache repeats it. None where the backend gives none: then each rollout is a draw.
         operator: what produced it.
@@ -198,6 +195,7 @@ class Rollout:
 
     text: str
     id: str = ""
+    round: int | None = None
     response_id: str | None = None
     operator: Operator = "retry"
     temperature: float | None = None
@@ -220,8 +218,16 @@ class Rollout:
         return None if self.verdict is None else self.verdict.answer
 
     def compact(self) -> Rollout:
-        """The same without its top-K table and token texts: what a checkpoint keeps."""
-        return replace(self, tokens=None, logprobs=None)
+        """What a checkpoint keeps: no top-K table, no token texts, and of a long failed answer enough to compare.
+
+        A parsed answer may be as long as the text it was parsed from; a digest keeps equal ones equal.
+        """
+        verdict = self.verdict
+        if verdict is not None and not verdict.passed and len(verdict.answer or "") > ANSWER_KEPT + 13:
+            answer = verdict.answer or ""
+            digest = hashlib.sha256(answer.encode(errors="replace")).hexdigest()[:12]
+            verdict = replace(verdict, answer=f"{answer[:ANSWER_KEPT]}…{digest}")
+        return replace(self, tokens=None, logprobs=None, verdict=verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,97 +302,3 @@ class Agreement:
     modal_share: float
     entropy: float
     modal: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What one remedy did: the record that posteriors and budgets learn from.
-
-    Attributes:
-        operator: what was tried.
-        draws: candidate answers it produced.
-        passes: how many of them the verifier accepted.
-        tokens: what it cost.
-        note: why it produced less than was asked, if it did.
-    """
-
-    operator: Operator
-    draws: int
-    passes: int
-    tokens: int = 0
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """Everything that a policy may know about one failure.
-
-    Attributes:
-        step_id: the step.
-        evidence: what the features were computed from.
-        features: trajectory features by name, or None where they are unavailable; never zero in their place.
-        z: the features against the calibration, or None.
-        calibration: name of the calibration used.
-        routable: whether the features may route: two models, calibrated, and inside the calibration.
-        caveats: sentences that say why they may not, and what else was missing.
-        draws: plain draws from the original prompt so far.
-        passes: how many of them passed.
-        agreement: how their answers are spread.
-        posterior: per operator, the Beta(alpha, beta) of one more attempt passing.
-        tried: per operator, attempts made so far on this failure.
-        available: operators that this deployment can carry out.
-        passed: id of a rollout that passed, or None.
-        blocked: sentence saying why no model can be asked any more, or "".
-    """
-
-    step_id: str
-    evidence: Evidence
-    features: Mapping[str, float] | None
-    z: Mapping[str, float] | None
-    calibration: str
-    routable: bool
-    caveats: tuple[str, ...]
-    draws: int
-    passes: int
-    agreement: Agreement
-    posterior: Mapping[str, tuple[float, float]]
-    tried: Mapping[str, int]
-    available: tuple[Operator, ...]
-    passed: str | None = None
-    blocked: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """One decision of a policy, as it is logged, replayed and shown.
-
-    Attributes:
-        route: the graph's next node.
-        operator: what that node is to do; None for ``accept``.
-        regime: what kind of failure this is held to be; None where nothing failed or nothing was measured.
-        reason: short machine-readable cause ("passed", "budget:tokens", "out_of_reach", "rule:local_temp", ...).
-        sentence: the same for a person.
-        policy: name and version of the rule that decided.
-        evidence, features, z, posterior: what it rested on (see ``Diagnosis``).
-        expected: per operator considered, the expected probability that one attempt rescues.
-        temperature: decode temperature for the remedy, where it is not the default.
-        from_junction: whether the remedy starts at the junction instead of at the beginning.
-        budget_before: what was left of each cap (None: no cap).
-        budget_after: the same after the remedy was paid for; None until then.
-    """
-
-    route: Route
-    operator: Operator | None
-    regime: Regime | None
-    reason: str
-    sentence: str
-    policy: str
-    evidence: Evidence
-    features: Mapping[str, float] | None = None
-    z: Mapping[str, float] | None = None
-    posterior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    expected: Mapping[str, float] = field(default_factory=dict)
-    temperature: float | None = None
-    from_junction: bool = False
-    budget_before: Mapping[str, float | None] = field(default_factory=dict)
-    budget_after: Mapping[str, float | None] | None = None

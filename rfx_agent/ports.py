@@ -32,6 +32,7 @@ class Sampler(Protocol):
     Attributes:
         name: what it is, for records and messages.
         continues_prefix: whether ``SampleRequest.prefix`` is honoured.
+        takes_temperature: optional, true when absent: whether ``SampleRequest.temperature`` is honoured.
 
     ``sample`` raises only ``SamplerError`` (and control flow). It returns at most ``request.n`` rollouts; where the
     server returned fewer it has already asked again once. Usage is what really came back.

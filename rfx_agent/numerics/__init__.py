@@ -1,0 +1,1 @@
+"""Kernels: NumPy in, NumPy out, one family a file; no logging and no state."""

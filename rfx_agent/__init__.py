@@ -1,0 +1,134 @@
+"""Recovery for failed reasoning steps in LangGraph agents: diagnose, route, rescue, under a budget.
+
+Importing this package loads neither a provider's SDK nor LangGraph; the names that need one load it when they are
+first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rfx_agent._errors import (
+    BudgetExhausted,
+    CalibrationError,
+    ConfigError,
+    EscalationError,
+    FeatureError,
+    RfxError,
+    SamplerError,
+    SamplerTimeout,
+    ToolError,
+    ToolInputError,
+    Unresolved,
+    VerifierError,
+    WeightsCorrupt,
+    WeightsError,
+)
+from rfx_agent._records import Decision, Diagnosis
+from rfx_agent._types import Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
+from rfx_agent.budgets import Ledger, Price, RetryBudget
+from rfx_agent.calibration import Calibration
+from rfx_agent.case import Case, Outcome
+from rfx_agent.engine import Escalation, Recovery
+from rfx_agent.policies import DefaultPolicy, FixedPolicy
+from rfx_agent.routing import RoutingRule, route
+
+if TYPE_CHECKING:
+    from rfx_agent.adapters.langchain import ChatModelSampler
+    from rfx_agent.adapters.langgraph import outcome_of, recovery_graph, step_input
+    from rfx_agent.adapters.wrap import with_recovery
+    from rfx_agent.backends.local import LocalSampler
+    from rfx_agent.backends.openai import OpenAISampler
+    from rfx_agent.tools import LangChainTool, ProgramTool
+    from rfx_agent.verifiers import (
+        AgreementVerifier,
+        ExactVerifier,
+        FunctionVerifier,
+        JsonSchemaVerifier,
+        MathVerifier,
+        PydanticVerifier,
+        RegexVerifier,
+    )
+
+__all__ = [
+    "AgreementVerifier",
+    "BudgetExhausted",
+    "Calibration",
+    "CalibrationError",
+    "Case",
+    "ChatModelSampler",
+    "ConfigError",
+    "Decision",
+    "DefaultPolicy",
+    "Diagnosis",
+    "Escalation",
+    "EscalationError",
+    "ExactVerifier",
+    "FeatureError",
+    "FixedPolicy",
+    "FunctionVerifier",
+    "JsonSchemaVerifier",
+    "LangChainTool",
+    "Ledger",
+    "LocalSampler",
+    "MathVerifier",
+    "OpenAISampler",
+    "Outcome",
+    "Price",
+    "ProgramTool",
+    "PydanticVerifier",
+    "Recovery",
+    "RegexVerifier",
+    "RetryBudget",
+    "RfxError",
+    "Rollout",
+    "RoutingRule",
+    "SampleRequest",
+    "SampleResult",
+    "SamplerError",
+    "SamplerTimeout",
+    "Step",
+    "ToolError",
+    "ToolInputError",
+    "Unresolved",
+    "Usage",
+    "Verdict",
+    "VerifierError",
+    "WeightsCorrupt",
+    "WeightsError",
+    "outcome_of",
+    "recovery_graph",
+    "route",
+    "step_input",
+    "with_recovery",
+]
+
+_LAZY = {
+    "AgreementVerifier": "verifiers",
+    "ChatModelSampler": "adapters.langchain",
+    "ExactVerifier": "verifiers",
+    "FunctionVerifier": "verifiers",
+    "JsonSchemaVerifier": "verifiers",
+    "LangChainTool": "tools",
+    "LocalSampler": "backends.local",
+    "MathVerifier": "verifiers",
+    "OpenAISampler": "backends.openai",
+    "ProgramTool": "tools",
+    "PydanticVerifier": "verifiers",
+    "RegexVerifier": "verifiers",
+    "outcome_of": "adapters.langgraph",
+    "recovery_graph": "adapters.langgraph",
+    "step_input": "adapters.langgraph",
+    "with_recovery": "adapters.wrap",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"rfx_agent.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
