@@ -1,0 +1,156 @@
+"""Retry budgets: caps, and a ledger that is a value.
+
+Reserve before dispatch, settle after. A reservation is the most that an action can cost, so nothing is ever
+dispatched that the budget cannot pay for; what it really cost replaces the reservation when it is over. Work that
+turned out dearer than was reserved is recorded in full and its result is kept: a valid answer is never thrown away
+because it crossed the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rfx_agent._errors import BudgetExhausted, ConfigError
+from rfx_agent._types import Spend, Usage
+
+__all__ = ["Ledger", "Price", "RetryBudget"]
+
+_INTEGER_CAPS = ("attempts", "samples", "tokens", "escalations")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryBudget:
+    """Caps on what one failing step may spend. Zero means zero, ``None`` means no cap.
+
+    Attributes:
+        attempts: candidate answers produced to be judged: rollouts, tool results, steered decodes.
+        samples: completions asked of a model, those for the tool included.
+        tokens: tokens read and written, by all layers.
+        usd: US dollars; needs a price (see ``Price``), because an unknown price is not a free one.
+        seconds: wall-clock seconds of work. A human's waiting time does not count.
+        tool_seconds: seconds inside tools.
+        escalations: cases put before a person.
+    """
+
+    attempts: int | None = 12
+    samples: int | None = 16
+    tokens: int | None = 32_000
+    usd: float | None = None
+    seconds: float | None = 300.0
+    tool_seconds: float | None = 30.0
+    escalations: int | None = 1
+
+    def __post_init__(self) -> None:
+        for cap in CAPS:
+            value = getattr(self, cap)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+                raise ConfigError(f"budget: {cap} is {value!r}; give a number of at least 0, or None for no cap")
+            if cap in _INTEGER_CAPS and not isinstance(value, int):
+                raise ConfigError(f"budget: {cap} is {value!r}; it counts whole things, give an integer")
+
+    @classmethod
+    def of(cls, caps: Mapping[str, Any]) -> RetryBudget:
+        """A budget from a mapping such as a configuration file; unknown names are a ``ConfigError``."""
+        unknown = sorted(set(caps) - set(CAPS))
+        if unknown:
+            raise ConfigError(f"budget: unknown cap {unknown[0]!r}; the caps are {', '.join(CAPS)}")
+        return cls(**caps)
+
+
+CAPS: tuple[str, ...] = tuple(f.name for f in fields(RetryBudget))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a model's tokens cost.
+
+    Attributes:
+        prompt: US dollars per million tokens read.
+        completion: US dollars per million tokens written.
+    """
+
+    prompt: float
+    completion: float
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "completion"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
+                raise ConfigError(f"price: {name} is {value!r}; give US dollars per million tokens, at least 0")
+
+    def usd(self, usage: Usage) -> float:
+        """Dollars for ``usage``."""
+        return (usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What one failing step has spent and set aside under its budget. A value: every operation returns a new one.
+
+    Attributes:
+        budget: the caps.
+        spent: settled, cumulative, on success too.
+        reserved: set aside for what is under way; zero when nothing is.
+    """
+
+    budget: RetryBudget = field(default_factory=RetryBudget)
+    spent: Spend = Spend()
+    reserved: Spend = Spend()
+
+    def remaining(self) -> dict[str, float | None]:
+        """Per cap what is neither spent nor reserved, at least 0; None where there is no cap."""
+        return {
+            cap: None
+            if (limit := getattr(self.budget, cap)) is None
+            else max(0, limit - getattr(self.spent, cap) - getattr(self.reserved, cap))
+            for cap in CAPS
+        }
+
+    def shortfall(self, cost: Spend) -> tuple[str, ...]:
+        """The caps that ``cost`` would cross, in the order of the budget's fields; empty when it can be paid."""
+        return tuple(
+            cap
+            for cap, left in self.remaining().items()
+            # Sums of floats: a billionth over the cap is rounding, not spending.
+            if left is not None and (need := getattr(cost, cap)) > 0 and need > left + 1e-9
+        )
+
+    def affordable(self, each: Spend, base: Spend = Spend(), *, most: int) -> int:
+        """The largest count of at most ``most`` for which ``base`` plus ``each`` that many times can be paid."""
+        count = most
+        for cap, left in self.remaining().items():
+            unit = getattr(each, cap)
+            if left is None or (unit <= 0 and getattr(base, cap) <= 0):
+                continue
+            room = left - getattr(base, cap) + 1e-9
+            if room < 0:
+                return 0
+            if unit > 0:
+                count = int(min(count, room // unit))
+        return max(0, count)
+
+    def reserve(self, cost: Spend) -> Ledger:
+        """Set ``cost`` aside.
+
+        Raises:
+            BudgetExhausted: naming the caps that it would cross; nothing is set aside then.
+        """
+        if caps := self.shortfall(cost):
+            left = self.remaining()
+            detail = ", ".join(f"{cap} (needs {getattr(cost, cap):g}, {left[cap]:g} left)" for cap in caps)
+            raise BudgetExhausted(f"the budget cannot pay for this: {detail}", caps=caps)
+        return Ledger(self.budget, self.spent, self.reserved + cost)
+
+    def settle(self, reserved: Spend, actual: Spend) -> Ledger:
+        """Replace a reservation by what the action really cost, which may be more or less."""
+        left = Spend(*(max(0, getattr(self.reserved, f.name) - getattr(reserved, f.name)) for f in fields(Spend)))
+        return Ledger(self.budget, self.spent + actual, left)
+
+    def charge(self, actual: Spend) -> Ledger:
+        """Record a cost that could not be known before, such as the seconds a verifier took."""
+        return Ledger(self.budget, self.spent + actual, self.reserved)

@@ -1,0 +1,187 @@
+"""One failing step and everything that happened to it: a value that nodes pass on and a checkpoint keeps."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from rfx_agent._errors import ConfigError
+from rfx_agent._records import Attempt, Decision, Diagnosis
+from rfx_agent._types import Operator, Rollout, Step
+from rfx_agent.budgets import Ledger
+
+__all__ = ["Ask", "Case", "Outcome", "Status", "decode", "encode"]
+
+Status = Literal["accepted", "rescued", "human", "rejected", "unresolved"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a step ended. Always typed: an error's text is never an answer.
+
+    Attributes:
+        status: ``accepted``, the candidate passed as it was; ``rescued``, a remedy produced a verified success;
+            ``human``, a person gave or approved the answer; ``rejected``, a person turned it down;
+            ``unresolved``, there is no answer that anybody vouches for.
+        text: the text that stands, or None.
+        answer: its parsed answer, where there is one.
+        by: the operator that produced it, or None.
+        weak: true where what accepted it is no proof (agreement among samples, a judge).
+        reason: machine-readable cause, as in ``Decision.reason``.
+        sentence: the same for a person.
+        confirmed_by: ids of rollouts, by another operator, that arrived at the same answer.
+    """
+
+    status: Status
+    text: str | None = None
+    answer: str | None = None
+    by: Operator | None = None
+    weak: bool = False
+    reason: str = ""
+    sentence: str = ""
+    confirmed_by: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is an answer to go on with."""
+        return self.status in ("accepted", "rescued", "human")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A case that was put before a person.
+
+    Attributes:
+        opened: Unix time in seconds.
+        deadline: Unix time after which the default applies, or None to wait for ever.
+        default: what applies then: ``approve`` or ``reject``.
+    """
+
+    opened: float
+    deadline: float | None
+    default: Literal["approve", "reject"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One step on its way through the graph.
+
+    Attributes:
+        step: what was asked.
+        ledger: what was spent, under which budget.
+        rollouts: every candidate answer so far, compact, in order of arrival.
+        attempts: the rounds that produced them.
+        diagnosis: the latest.
+        decisions: all of them, oldest first.
+        ask: the question to a person, once there is one.
+        outcome: how it ended, once it did.
+        blocked: why no model can be asked any more, or "".
+        notes: what samplers and scorers had to say, in order and without repeats.
+    """
+
+    step: Step
+    ledger: Ledger = field(default_factory=Ledger)
+    rollouts: tuple[Rollout, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    diagnosis: Diagnosis | None = None
+    decisions: tuple[Decision, ...] = ()
+    ask: Ask | None = None
+    outcome: Outcome | None = None
+    blocked: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def decision(self) -> Decision:
+        """The latest decision; a case has none before it was diagnosed."""
+        if not self.decisions:
+            raise ConfigError(f"step {self.step.id} has no decision yet; run diagnose on it first")
+        return self.decisions[-1]
+
+    def draws(self, operator: str = "retry") -> tuple[Rollout, ...]:
+        """Distinct rollouts of ``operator``: those that repeat a response id are one draw."""
+        seen: set[str] = set()
+        kept = []
+        for rollout in self.rollouts:
+            if rollout.operator != operator:
+                continue
+            if rollout.response_id is not None:
+                if rollout.response_id in seen:
+                    continue
+                seen.add(rollout.response_id)
+            kept.append(rollout)
+        return tuple(kept)
+
+    def tally(self, operator: str) -> tuple[int, int]:
+        """(tries, passes) of ``operator``; tries that produced nothing to judge included."""
+        drawn = self.draws(operator)
+        misses = sum(a.misses for a in self.attempts if a.operator == operator)
+        return len(drawn) + misses, sum(r.passed for r in drawn)
+
+    def add(self, rollouts: tuple[Rollout, ...], attempt: Attempt) -> Case:
+        """With the products of one round appended, named and numbered."""
+        base, number = len(self.rollouts), len(self.attempts)
+        named = tuple(replace(r, id=f"r{base + i}", round=number) for i, r in enumerate(rollouts))
+        return replace(self, rollouts=self.rollouts + named, attempts=(*self.attempts, attempt))
+
+    def note(self, *notes: str) -> Case:
+        """With ``notes`` appended, those already there left out."""
+        new = dict.fromkeys(n for n in notes if n not in self.notes)
+        return replace(self, notes=(*self.notes, *new)) if new else self
+
+
+def encode(value: Any) -> Any:
+    """A record as plain JSON-able values; fields that hold their default are left out."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: encode(item)
+            for f in fields(value)
+            if (item := getattr(value, f.name)) is not f.default and (f.default is MISSING or item != f.default)
+        }
+    if isinstance(value, (tuple, list)):
+        return [encode(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    return value
+
+
+def decode(cls: type[T], data: Any) -> T:
+    """The record that ``encode`` wrote.
+
+    Raises:
+        ConfigError: when ``data`` is not such a record, naming the class.
+    """
+    try:
+        return _decode(cls, data)  # type: ignore[no-any-return]  # _decode follows annotations at run time
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"state: not a {cls.__name__} as this version writes it: {error}; start the step again"
+        ) from error
+
+
+def _decode(annotation: Any, data: Any) -> Any:
+    origin = get_origin(annotation)
+    if data is None or annotation in (Any, object) or origin is Literal:
+        return data
+    if origin in (Union, types.UnionType):
+        return _decode(next(a for a in get_args(annotation) if a is not type(None)), data)
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        hints = _hints(annotation)
+        return annotation(**{name: _decode(hints[name], item) for name, item in data.items()})
+    if origin is tuple:
+        inner = get_args(annotation)
+        if inner[-1] is Ellipsis:
+            return tuple(_decode(inner[0], item) for item in data)
+        return tuple(_decode(a, item) for a, item in zip(inner, data, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {key: _decode(get_args(annotation)[1], item) for key, item in data.items()}
+    return data
+
+
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    # Top-K tables are never kept in state, so their class is not needed to read one back.
+    return get_type_hints(cls, localns={"TopLogprobs": object})

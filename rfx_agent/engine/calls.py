@@ -1,0 +1,147 @@
+"""The calls that flows make, each under the budget: reserve the most it can cost, call, settle what it did cost.
+
+New rollouts are judged, measured and made compact before a node ends, so that a checkpoint never holds a raw table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rfx_agent._errors import BudgetExhausted, SamplerError, ToolError, ToolInputError, VerifierError
+from rfx_agent._types import Message, Operator, Rollout, SampleRequest, SampleResult, Spend, ToolResult, Usage
+from rfx_agent.case import Case
+from rfx_agent.engine.drivers import Call, Flow
+from rfx_agent.events import Judged, Sampled, ToolRan
+from rfx_agent.features import evidence_of, junction_offset
+
+if TYPE_CHECKING:
+    from rfx_agent.engine.recovery import Recovery
+
+__all__ = ["ask_model", "ask_tool", "examine", "run_tool", "seed_of"]
+
+
+def seed_of(r: Recovery, case: Case) -> int | None:
+    """The seed of the case's next call: its own for each round, the same in every run."""
+    return None if r.seed is None else (r.seed + 7919 * (case.ledger.spent.samples + 1)) % 2**31
+
+
+def ask_model(
+    r: Recovery, case: Case, call: Call, operator: Operator, each: Spend, n: int
+) -> Flow[tuple[Case, tuple[Rollout, ...]]]:
+    """Ask for ``n`` completions that cost at most ``each``. A model that cannot be reached blocks the case."""
+    cost = _times(each, n)
+    case = replace(case, ledger=case.ledger.reserve(cost))
+    (reply,) = yield (call,)
+    error = reply.error
+    if error is not None and not isinstance(error, SamplerError):
+        raise SamplerError(f"{r.sampler.name}: {type(error).__name__}: {error}") from error
+    result = SampleResult((), Usage(calls=error.calls)) if isinstance(error, SamplerError) else reply.value
+    got = len(result.rollouts[:n])
+    actual = r.spend(result.usage, samples=len(result.rollouts), seconds=reply.seconds)
+    actual += Spend(attempts=got if each.attempts else 0)
+    case = replace(case, ledger=case.ledger.settle(cost, actual)).note(*result.notes)
+    if not got:
+        case = replace(case, blocked=f"{r.sampler.name} gave nothing: {error or 'no completion came back'}")
+    tag = f"retry:attempt:{len(case.attempts) + 1}"
+    r.emit(Sampled(case.step.id, operator, n, got, result.usage, reply.seconds, tag))
+    return case, result.rollouts
+
+
+def ask_tool(r: Recovery, case: Case, messages: tuple[Message, ...], attempt: Spend) -> Flow[tuple[Case, str | None]]:
+    """The model's text for the tool's input, or None when it cannot be asked or paid for with the run to follow."""
+    assert r.tool is not None  # noqa: S101  # tool_verify has looked
+    each = r.bound(case, messages) + attempt
+    if case.ledger.shortfall(each + r.tool.bound):
+        return case, None
+    ask = SampleRequest(messages, 1, r.tool_temperature, r.max_tokens, seed_of(r, case), want_logprobs=False)
+    call = Call(r.sampler.sample, r.sampler.asample, (ask,))
+    case, rollouts = yield from ask_model(r, case, call, "tool", each, 1)
+    return case, rollouts[0].text if rollouts else None
+
+
+def run_tool(r: Recovery, case: Case, text: str) -> Flow[tuple[Case, str, ToolResult]]:
+    """Run what the model wrote. Its failure is a result; ``ToolError`` ends in a result too, and a note."""
+    assert r.tool is not None  # noqa: S101  # tool_verify has looked
+    try:
+        source = r.tool.parse(text)
+    except ToolInputError as error:
+        return case, text, ToolResult(None, error=str(error))
+    try:
+        case = replace(case, ledger=case.ledger.reserve(r.tool.bound))
+    except BudgetExhausted as error:
+        return case, source, ToolResult(None, error=str(error))
+    (reply,) = yield (Call(r.tool.run, r.tool.arun, (source,)),)
+    if reply.error is not None and not isinstance(reply.error, ToolError):
+        raise ToolError(f"{r.tool.name}: {type(reply.error).__name__}: {reply.error}") from reply.error
+    result = ToolResult(None, error=str(reply.error)) if reply.error is not None else reply.value
+    actual = Spend(seconds=reply.seconds, tool_seconds=reply.seconds)
+    case = replace(case, ledger=case.ledger.settle(r.tool.bound, actual))
+    if reply.error is not None:
+        case = case.note(str(reply.error))
+    r.emit(ToolRan(case.step.id, r.tool.name, result.answer is None, reply.seconds))
+    return case, source, result
+
+
+def examine(r: Recovery, case: Case) -> Flow[Case]:
+    """Judge the rollouts that have no verdict, measure the failed draws among them, and make them compact."""
+    new = {x.id for x in case.rollouts if x.verdict is None}
+    if not new:
+        return case
+    case = yield from _judge(r, case, new)
+    fresh = [x for x in case.rollouts if x.id in new]
+    if r.traces is not None:
+        r.traces.put(case.step.id, fresh)
+    case = yield from _measure(r, case, [x for x in fresh if not x.passed and x.logprobs is not None])
+    return replace(case, rollouts=tuple(x.compact() for x in case.rollouts))
+
+
+def _judge(r: Recovery, case: Case, new: set[str]) -> Flow[Case]:
+    """With a verdict on each rollout in ``new``; with peers that matter, the failed ones are judged again."""
+    peers = case.rollouts
+    due = [x for x in peers if x.id in new or (r.verifier.needs_peers and not x.passed)]
+    verify, averify = r.verifier.verify, r.verifier.averify
+    replies = yield tuple([Call(verify, averify, (case.step, x), {"peers": peers}) for x in due])
+    verdicts: dict[str, Any] = {}
+    spent = Spend()
+    for rollout, reply in zip(due, replies, strict=True):
+        if isinstance(reply.error, VerifierError):
+            raise reply.error
+        if reply.error is not None:
+            raise VerifierError(
+                f"{r.verifier.name} broke on rollout {rollout.id}: {type(reply.error).__name__}: {reply.error}",
+                rollout=rollout,
+            ) from reply.error
+        verdicts[rollout.id] = reply.value
+        spent += r.spend(reply.value.usage, seconds=reply.seconds)
+        r.emit(Judged(case.step.id, rollout.id, reply.value.passed, reply.value.weak, reply.seconds))
+    judged = tuple(replace(x, verdict=verdicts.get(x.id, x.verdict)) for x in peers)
+    return replace(case, rollouts=judged, ledger=case.ledger.charge(spent))
+
+
+def _measure(r: Recovery, case: Case, failed: list[Rollout]) -> Flow[Case]:
+    """With trajectory features on each of ``failed``, from two models where a scorer gives the ancestor's table."""
+    if not failed:
+        return case
+    ancestors = None
+    if r.scorer is not None:
+        (reply,) = yield (Call(r.scorer.score, r.scorer.ascore, (case.step, failed)),)
+        case = replace(case, ledger=case.ledger.charge(Spend(seconds=reply.seconds)))
+        if reply.error is not None:
+            case = case.note(f"{r.scorer.name}: {reply.error}")
+        else:
+            ancestors = reply.value
+    found = evidence_of(failed, ancestors, temperature=r.temperature)
+    measured = {}
+    for rollout, features, window in zip(failed, found.per_rollout, found.junctions, strict=True):
+        offset = junction_offset(rollout.tokens, window) if window and rollout.tokens else None
+        measured[rollout.id] = replace(rollout, features=features, junction=offset)
+    rollouts = tuple(measured.get(x.id, x) for x in case.rollouts)
+    return replace(case, rollouts=rollouts).note(*found.caveats)
+
+
+def _times(each: Spend, n: int) -> Spend:
+    total = Spend()
+    for _ in range(n):
+        total += each
+    return total

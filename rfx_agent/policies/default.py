@@ -1,0 +1,195 @@
+"""The default policy: the paper's gate, the paper's rule where its features hold, and posteriors elsewhere.
+
+The gate and the rule are those of arXiv 2606.05145. Turning an operator into a route of an agent graph (a person, a
+tool, a budget) is ours: a hypothesis that the policy lab measures, not the paper's claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import get_args
+
+from rfx_agent._errors import ConfigError
+from rfx_agent._records import Decision, Diagnosis, Regime, Route
+from rfx_agent._types import Operator
+from rfx_agent.budgets import Ledger
+from rfx_agent.numerics.posterior import mean
+from rfx_agent.policies._base import ROUTES
+from rfx_agent.routing import RoutingRule, operator_of
+
+__all__ = ["DefaultPolicy"]
+
+_WORDS: Mapping[Operator, str] = {
+    "retry": "another draw",
+    "local_temp": "a draw at a lifted temperature",
+    "tool": "a check with the tool",
+    "sparse_steer": "steering at the junction",
+    "sparse_steer_random": "steering at a random position",
+    "dense_steer": "steering everywhere",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultPolicy:
+    """Accept, escalate, resample, or the operator that the evidence names, in that order.
+
+    Attributes:
+        rule: the paper's rule, for features that may route.
+        gate: a failure is stochastic when one more draw passes with more than this probability (the paper's 0.5).
+        margin: how much better another operator must be expected to do (the paper's 0.05).
+        floor: below this expected rescue an option is not worth its cost (ours).
+        rounds: most rounds per operator on one failure (ours); those not named have one. A further round must
+            differ from the last: plain draws have new seeds, a program is written anew.
+        lifted_temperature: decode temperature of ``local_temp``.
+    """
+
+    rule: RoutingRule = field(default_factory=RoutingRule)
+    gate: float = 0.5
+    margin: float = 0.05
+    floor: float = 0.05
+    rounds: Mapping[str, int] = field(default_factory=lambda: {"retry": 4, "tool": 2})
+    lifted_temperature: float = 1.0
+    version: str = field(default="default/1", init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("gate", "margin", "floor"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ConfigError(f"policy: {name} is {value!r}; it is a probability, give one in [0, 1]")
+        if not self.lifted_temperature > 0:
+            raise ConfigError(
+                f"policy: lifted_temperature is {self.lifted_temperature!r}; give one above 0, such as 1.0"
+            )
+        if unknown := sorted(set(self.rounds) - set(get_args(Operator))):
+            raise ConfigError(f"policy: rounds names an unknown operator {unknown[0]!r}")
+
+    def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
+        """The next route (see the class)."""
+        if diagnosis.passed is not None:
+            return self._decision(
+                diagnosis, ledger, {}, "accept", None, None, "passed", f"{diagnosis.passed} passed its verifier."
+            )
+        if diagnosis.blocked:
+            return self._escalate(diagnosis, ledger, {}, "sampler_error", diagnosis.blocked)
+        rescue = {op: mean(prior) for op, prior in diagnosis.posterior.items()}
+        untried = [op for op in ROUTES if op in diagnosis.cost and self._left(diagnosis, op)]
+        if not untried:
+            return self._escalate(diagnosis, ledger, rescue, "no_route", "Everything that could help was tried.")
+        options = [op for op in untried if not ledger.shortfall(diagnosis.cost[op])]
+        if not options:
+            caps = ledger.shortfall(diagnosis.cost[min(untried, key=lambda op: diagnosis.cost[op].tokens)])
+            return self._escalate(
+                diagnosis, ledger, rescue, f"budget:{caps[0]}", f"The budget has too few {caps[0]} left."
+            )
+        best = max(options, key=lambda op: rescue[op])
+        if rescue[best] < self.floor:
+            return self._escalate(
+                diagnosis,
+                ledger,
+                rescue,
+                "out_of_reach",
+                f"The best option left, {_WORDS[best]}, rescues with {rescue[best]:.0%}, "
+                f"below the floor of {self.floor:.0%}.",
+                regime="out_of_reach",
+            )
+        others: list[Operator] = [op for op in options if op != "retry"]
+        other = max(others, key=lambda op: rescue[op], default=None)
+        structural = (
+            other is not None and rescue["retry"] <= self.gate and rescue[other] - rescue["retry"] >= self.margin
+        )
+        if not structural and "retry" in options:
+            return self._resample(diagnosis, ledger, rescue, other)
+        return self._structural(diagnosis, ledger, rescue, others or options, structural=structural)
+
+    def _left(self, diagnosis: Diagnosis, operator: Operator) -> bool:
+        return diagnosis.tried.get(operator, 0) < self.rounds.get(operator, 1)
+
+    def _resample(self, d: Diagnosis, ledger: Ledger, rescue: Mapping[str, float], other: Operator | None) -> Decision:
+        against = (
+            "and nothing else is left to try"
+            if other is None
+            else f"and {_WORDS[other]} with {rescue[other]:.0%}, not enough better"
+        )
+        sentence = f"{d.passes} of {d.draws} draws passed: another draw passes with {rescue['retry']:.0%}, {against}."
+        return self._decision(d, ledger, rescue, "resample", "retry", "stochastic", "gate:stochastic", sentence)
+
+    def _structural(
+        self,
+        d: Diagnosis,
+        ledger: Ledger,
+        rescue: Mapping[str, float],
+        options: list[Operator],
+        *,
+        structural: bool,
+    ) -> Decision:
+        chance = f"{d.passes} of {d.draws} draws passed, another passes with {rescue['retry']:.0%}"
+        asked, why = None, "the features may not route here, so the best expected rescue decides"
+        if d.routable and d.z is not None and all(name in d.z for name in self.rule.operators):
+            asked = operator_of(d.z, self.rule)
+            why = f"the rule asks for {_WORDS[asked]}"
+        operator, reason = self._operator(asked, rescue, options)
+        if asked is not None and operator != asked:
+            why += f", which is not to be had, so {_WORDS[operator]} stands in"
+        sentence = f"{chance}: {why}: {_WORDS[operator]} ({rescue[operator]:.0%})."
+        return self._decision(
+            d,
+            ledger,
+            rescue,
+            ROUTES[operator],
+            operator,
+            "structural" if structural else "stochastic",
+            reason,
+            sentence,
+            # A sparse stand-in checks the step at the junction; a dense one redoes the whole solution.
+            from_junction=operator == "local_temp" or (operator == "tool" and asked == "sparse_steer"),
+        )
+
+    @staticmethod
+    def _operator(asked: Operator | None, rescue: Mapping[str, float], options: list[Operator]) -> tuple[Operator, str]:
+        if asked in options and asked is not None:
+            return asked, f"rule:{asked}"
+        if asked is not None and "tool" in options:
+            return "tool", f"rule:{asked}>tool"
+        best = max(options, key=lambda op: rescue[op])
+        return best, f"rescue:{best}"
+
+    def _escalate(
+        self,
+        d: Diagnosis,
+        ledger: Ledger,
+        rescue: Mapping[str, float],
+        reason: str,
+        sentence: str,
+        regime: Regime | None = None,
+    ) -> Decision:
+        return self._decision(d, ledger, rescue, "escalate", "human", regime, reason, sentence)
+
+    def _decision(
+        self,
+        d: Diagnosis,
+        ledger: Ledger,
+        rescue: Mapping[str, float],
+        route: Route,
+        operator: Operator | None,
+        regime: Regime | None,
+        reason: str,
+        sentence: str,
+        *,
+        from_junction: bool = False,
+    ) -> Decision:
+        return Decision(
+            route=route,
+            operator=operator,
+            regime=regime,
+            reason=reason,
+            sentence=sentence,
+            policy=self.version,
+            evidence=d.evidence,
+            features=d.features,
+            z=d.z,
+            posterior=d.posterior,
+            expected=rescue,
+            temperature=self.lifted_temperature if operator == "local_temp" else None,
+            from_junction=from_junction,
+            budget_before=ledger.remaining(),
+        )

@@ -1,0 +1,141 @@
+"""Doubles for users' own tests: a scripted sampler, verifier and tool. They keep the ports' contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rfx_agent._errors import ConfigError, SamplerError, ToolInputError
+from rfx_agent._types import (
+    Message,
+    Rollout,
+    SampleRequest,
+    SampleResult,
+    Spend,
+    Step,
+    ToolResult,
+    Usage,
+    Verdict,
+)
+
+__all__ = ["ScriptedSampler", "ScriptedTool", "ScriptedVerifier"]
+
+
+class ScriptedSampler:
+    """Gives its texts in order, whatever it is asked, and remembers the requests.
+
+    A text may also be an exception, raised when its turn comes, or a whole ``Rollout``. It counts one token a word.
+
+    Args:
+        texts: what to give; when they are used up, ``last`` or a ``SamplerError``.
+        last: what to give from then on.
+        continues_prefix: whether it takes a prefix.
+    """
+
+    name = "scripted"
+
+    def __init__(
+        self,
+        texts: Iterable[str | Rollout | Exception],
+        *,
+        last: str | None = None,
+        continues_prefix: bool = False,
+    ) -> None:
+        self._texts = list(texts)
+        self._last = last
+        self.continues_prefix = continues_prefix
+        self.requests: list[SampleRequest] = []
+
+    def sample(self, request: SampleRequest) -> SampleResult:
+        """The next ``request.n`` texts."""
+        self.requests.append(request)
+        made = []
+        for i in range(request.n):
+            item = self._texts.pop(0) if self._texts else self._last
+            if item is None:
+                raise SamplerError(f"{self.name}: asked for more texts than it was given", calls=1)
+            if isinstance(item, Exception):
+                raise item
+            if isinstance(item, str):
+                text = (request.prefix or "") + item
+                usage = Usage(0 if i else 10, len(item.split()), 0 if i else 1)
+                item = Rollout(text, response_id=f"scripted-{len(self.requests)}:{i}", usage=usage)
+            made.append(item)
+        total = sum((x.usage for x in made), Usage())
+        return SampleResult(tuple(made), total)
+
+    async def asample(self, request: SampleRequest) -> SampleResult:
+        """The same."""
+        return self.sample(request)
+
+
+class ScriptedVerifier:
+    """Passes the texts that ``passes`` accepts; the answer is the text, stripped.
+
+    Args:
+        passes: the accepted texts, or a function of the text.
+        weak: what its verdicts say of themselves.
+    """
+
+    name = "scripted"
+    needs_peers = False
+
+    def __init__(self, passes: Sequence[str] | Callable[[str], bool], *, weak: bool = False) -> None:
+        self._passes = passes if callable(passes) else set(passes).__contains__
+        self._weak = weak
+        self.judged: list[str] = []
+
+    def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:  # the port's signature
+        """Judge by the text alone."""
+        self.judged.append(rollout.text)
+        text = rollout.text.strip()
+        return Verdict(bool(self._passes(text)), answer=text or None, weak=self._weak)
+
+    async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
+        """The same."""
+        return self.verify(step, rollout, peers=peers)
+
+
+class ScriptedTool:
+    """A tool whose input is the model's whole text, and whose results come from a mapping of input to answer.
+
+    Args:
+        results: answer per input; an input that is not in it fails.
+    """
+
+    name = "scripted"
+    bound = Spend(tool_seconds=1.0)
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        if not isinstance(results, dict):
+            raise ConfigError(f"scripted tool: results is {results!r}; give a dict from input to answer")
+        self._results = results
+        self.prompts: list[tuple[Message, ...]] = []
+
+    def prompt(self, step: Step, *, prefix: str | None = None) -> tuple[Message, ...]:
+        """The step's own prompt, with the prefix behind it."""
+        messages = (*step.messages, {"role": "user", "content": f"Use the tool. {prefix or ''}".strip()})
+        self.prompts.append(messages)
+        return messages
+
+    def repair(self, step: Step, source: str, result: ToolResult) -> tuple[Message, ...]:
+        """The step's own prompt, with the error behind it."""
+        messages = (*step.messages, {"role": "user", "content": f"{source} failed: {result.error}"})
+        self.prompts.append(messages)
+        return messages
+
+    def parse(self, text: str) -> str:
+        """The text; an empty one is no input."""
+        if not text.strip():
+            raise ToolInputError("the model wrote nothing")
+        return text.strip()
+
+    def run(self, source: str) -> ToolResult:
+        """The scripted answer."""
+        if source not in self._results:
+            return ToolResult(None, error=f"KeyError: {source!r}")
+        return ToolResult(str(self._results[source]))
+
+    async def arun(self, source: str) -> ToolResult:
+        """The same."""
+        return self.run(source)

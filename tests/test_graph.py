@@ -1,0 +1,187 @@
+"""The recovery graph: the same branches through LangGraph, the interrupt, embedding, and the size of its state."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Command
+from scenarios import EVERY, SCENARIOS, STEP, Scenario
+from typing_extensions import TypedDict
+
+from rfx_agent import Case, ConfigError, Escalation, Rollout, Step, Usage, recovery_graph, step_input
+from rfx_agent.adapters.langgraph import outcome_of
+from rfx_agent.case import decode
+from rfx_agent.features import TopLogprobs
+from rfx_agent.testing import ScriptedSampler
+
+INVOKES: dict[str, Callable[..., Any]] = {
+    "sync": lambda graph, given, config=None: graph.invoke(given, config),
+    "async": lambda graph, given, config=None: asyncio.run(graph.ainvoke(given, config)),
+}
+both = pytest.mark.parametrize("invoke", INVOKES.values(), ids=INVOKES)
+THREAD = {"configurable": {"thread_id": "t"}}
+
+
+@both
+@pytest.mark.parametrize("name", EVERY)
+def test_every_branch_ends_as_without_a_graph(invoke: Callable[..., Any], name: str) -> None:
+    scenario = SCENARIOS[name]
+    state = invoke(recovery_graph(scenario.recovery(), interrupts=False), step_input(STEP, scenario.candidate))
+    case = decode(Case, state["recovery"])
+    outcome = outcome_of(state)
+    assert (outcome.status, [d.route for d in case.decisions], outcome.reason) == (
+        scenario.status,
+        scenario.routes,
+        scenario.reason,
+    )
+
+
+REPLIES: list[tuple[Any, str, str | None, str]] = [
+    ({"decisions": [{"type": "approve"}]}, "human", "40", "human:approve"),
+    (
+        {"decisions": [{"type": "edit", "edited_action": {"name": "accept_answer", "args": {"answer": 42}}}]},
+        "human",
+        "42",
+        "human:edit",
+    ),
+    ({"decisions": [{"type": "reject", "message": "ask the vendor"}]}, "rejected", None, "human:reject"),
+    ({"decisions": [{"type": "respond", "message": "it is 42"}]}, "human", "it is 42", "human:respond"),
+    ({"type": "approve"}, "human", "40", "human:approve"),
+]
+FAILING = Scenario(["40", "40", "44"], "", [], "", options={"budget": SCENARIOS["budget"].options["budget"]})
+
+
+@both
+@pytest.mark.parametrize(("reply", "status", "text", "reason"), REPLIES)
+def test_a_person_is_asked_once_and_their_answer_applied(
+    invoke: Callable[..., Any], reply: Any, status: str, text: str | None, reason: str
+) -> None:
+    recovery = FAILING.recovery()
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    state = invoke(graph, step_input(STEP, "41"), THREAD)
+    asked = state["__interrupt__"][0].value
+    assert asked["review_configs"][0]["allowed_decisions"] == ["approve", "edit", "reject", "respond"]
+    assert asked["action_requests"][0]["args"] == {"answer": "40"}
+    assert asked["rfx"]["answers"][0] == {"answer": "40", "count": 2, "rollouts": ["r1", "r2"]}
+    assert json.loads(json.dumps(asked)) == asked
+    before = len(recovery.sampler.requests)  # type: ignore[attr-defined]
+    outcome = outcome_of(invoke(graph, Command(resume=reply), THREAD))
+    assert (outcome.status, outcome.text, outcome.reason) == (status, text, reason)
+    assert len(recovery.sampler.requests) == before  # type: ignore[attr-defined]
+
+
+@both
+def test_a_reply_that_does_not_fit_is_refused_and_the_case_stays_open(invoke: Callable[..., Any]) -> None:
+    graph = recovery_graph(FAILING.recovery(), checkpointer=InMemorySaver())
+    invoke(graph, step_input(STEP, "41"), THREAD)
+    for bad, why in (({"decisions": []}, "decisions"), ("yes", "reply"), ({"type": "edit"}, "edited_action")):
+        state = invoke(graph, Command(resume=bad), THREAD)
+        assert why in state["__interrupt__"][0].value["error"]
+    state = invoke(graph, Command(resume={"type": "reject"}), THREAD)
+    assert outcome_of(state).status == "rejected"
+
+
+@pytest.mark.parametrize(("default", "status"), [("reject", "rejected"), ("approve", "human")])
+def test_after_the_deadline_the_default_stands(default: Any, status: str) -> None:
+    now = [1_000.0]
+    recovery = FAILING.recovery(escalation=Escalation(deadline=60, default=default), clock=lambda: now[0])
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    asked = graph.invoke(step_input(STEP, "41"), THREAD)["__interrupt__"][0].value
+    assert asked["rfx"]["deadline"] == "1970-01-01T00:17:40+00:00"
+    now[0] += 61
+    late = {"type": "respond", "message": "42"}
+    outcome = outcome_of(graph.invoke(Command(resume=late), THREAD))
+    assert (outcome.status, outcome.reason) == (status, f"deadline:{default}")
+
+
+def test_waiting_for_a_person_costs_no_time_of_the_budget() -> None:
+    graph = recovery_graph(FAILING.recovery(), checkpointer=InMemorySaver())
+    state = graph.invoke(step_input(STEP, "41"), THREAD)
+    before = decode(Case, state["recovery"]).ledger.spent
+    time.sleep(0.05)
+    after = decode(Case, graph.invoke(Command(resume={"type": "approve"}), THREAD)["recovery"]).ledger.spent
+    assert after == before
+    assert after.escalations == 1
+
+
+def test_a_budget_without_escalations_asks_nobody() -> None:
+    from rfx_agent import RetryBudget
+
+    recovery = FAILING.recovery(budget=RetryBudget(samples=3, escalations=0))
+    state = recovery_graph(recovery, checkpointer=InMemorySaver()).invoke(step_input(STEP, "41"), THREAD)
+    outcome = outcome_of(state)
+    assert (outcome.status, outcome.reason) == ("unresolved", "budget:samples")
+    assert "no escalation is left" in outcome.sentence
+
+
+class Parent(TypedDict, total=False):
+    question: str
+    seen: list[str]
+    step: Any
+    candidate: str | None
+    recovery: dict[str, Any]
+    outcome: dict[str, Any]
+
+
+@both
+def test_it_embeds_and_leaves_the_parents_state_alone(invoke: Callable[..., Any]) -> None:
+    recovery = SCENARIOS["tool"].recovery()
+
+    def solve(state: Parent) -> dict[str, Any]:
+        return dict(step_input(STEP, "41"))
+
+    builder = StateGraph(Parent)
+    builder.add_node("solve", solve)
+    builder.add_node("recover", recovery_graph(recovery))
+    builder.add_edge(START, "solve")
+    builder.add_edge("solve", "recover")
+    builder.add_edge("recover", END)
+    state = invoke(builder.compile(), {"question": "q", "seen": ["a"]})
+    assert (state["question"], state["seen"]) == ("q", ["a"])
+    assert outcome_of(state).text == "42"
+
+
+def test_a_thread_runs_one_step_after_another() -> None:
+    recovery = SCENARIOS["tool"].recovery(sampler=ScriptedSampler(["40", "43", "44", "6*7"] * 2))
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    for step in (STEP, Step.of("What is 7 times 6?"), STEP):
+        given = step_input(step, "42" if step is STEP else "41")
+        state = graph.invoke(given, THREAD)
+        assert decode(Case, state["recovery"]).step.id == step.id
+        assert outcome_of(state).text == "42"
+
+
+def test_what_is_not_a_recovery_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"give a rfx_agent\.Recovery"):
+        recovery_graph("recovery")  # type: ignore[arg-type]
+
+
+def table(tokens: int, k: int = 20) -> TopLogprobs:
+    rows = [[(i * k + j, -0.5 - j) for j in range(k)] for i in range(tokens)]
+    return TopLogprobs.from_rows(rows, [i * k for i in range(tokens)])
+
+
+def test_eight_rollouts_of_500_tokens_fit_in_32_kib_of_checkpoint() -> None:
+    # Half of it not ASCII, as reasoning text may be; four characters a token, as English has.
+    text = ("so 6×7 = "[:8] + "the sum → ") * 111
+    rollouts = [
+        Rollout(text[:2000], response_id=f"x:{i}", usage=Usage(80, 500, 1), logprobs=table(500)) for i in range(8)
+    ]
+    recovery = FAILING.recovery(
+        sampler=ScriptedSampler(rollouts), extra_samples=8, budget=SCENARIOS["tool"].recovery().budget
+    )
+    saver = InMemorySaver()
+    graph = recovery_graph(recovery, checkpointer=saver)
+    graph.invoke(step_input(STEP, "41"), THREAD)
+    case = decode(Case, graph.get_state(THREAD).values["recovery"])
+    assert len(case.draws()) == 9
+    assert case.diagnosis is not None
+    assert case.diagnosis.evidence == "one_model"
+    sizes = [len(saver.serde.dumps_typed(snapshot.values)[1]) for snapshot in graph.get_state_history(THREAD)]
+    print(f"largest checkpointed state: {max(sizes)} bytes")  # noqa: T201  # the figure the limit is about
+    assert max(sizes) <= 32 * 1024
