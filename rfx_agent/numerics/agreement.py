@@ -28,9 +28,7 @@ def agreement(answers: Sequence[str | None], draw_ids: Sequence[str | None] | No
         FeatureError: lengths that differ.
     """
     if draw_ids is not None and len(draw_ids) != len(answers):
-        raise FeatureError(
-            f"{len(answers)} answers and {len(draw_ids)} draw ids; give one id per answer, or None"
-        )
+        raise FeatureError(f"{len(answers)} answers and {len(draw_ids)} draw ids; give one id per answer, or None")
     draws: dict[object, str | None] = {}
     for i, answer in enumerate(answers):
         response = None if draw_ids is None else draw_ids[i]

@@ -55,7 +55,10 @@ def prob_any(posterior: Beta, n: int) -> float:
     """
     a, b = _checked(posterior)
     i = np.arange(_count(n, "n"), dtype=np.float64)
-    return float(-np.expm1(np.log1p(-a / (a + b + i)).sum())) + 0.0
+    share = a / (a + b + i)
+    # Each form where it keeps its digits: log1p for small rates, the quotient for rates near 1.
+    none = np.where(share < 0.5, np.log1p(-np.minimum(share, 0.5)), np.log((b + i) / (a + b + i)))
+    return float(-np.expm1(none.sum())) + 0.0
 
 
 def moments(rates: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Beta:

@@ -154,7 +154,7 @@ def _soften(table: TopLogprobs, rows: slice, width: int, temperature: float) -> 
     first = np.zeros(len(lp), dtype=np.intp) if table.descending else lp.argmax(axis=1)
     top = lp[n, first]
     off = lp - top[:, None]
-    weight = off / temperature
+    weight = off * (1.0 / temperature)
     np.exp(weight, out=weight)
     # Summed apart from the largest, which weighs 1: where a model is all but certain, the rest is lost in 1.
     weight[n, first] = 0.0
@@ -249,9 +249,7 @@ def _kl(spec: _Rows, anc: _Rows, other: Floats, temperature: float) -> Floats:
     return mean / temperature - (spec.log_total - anc.log_total)
 
 
-def _coverage_gap(
-    spec: _Rows, anc: _Rows, other: Floats, score: Floats, edge: Floats, temperature: float
-) -> Floats:
+def _coverage_gap(spec: _Rows, anc: _Rows, other: Floats, score: Floats, edge: Floats, temperature: float) -> Floats:
     beyond, listed = score < edge[:, None], other >= edge[:, None]
     mass = _mean(spec, listed)
     # By the masses outside A: where those inside are 1 to the last digit, rounding would decide if J > 0.
@@ -330,7 +328,5 @@ def _padding(*tables: TopLogprobs) -> int:
     used = int(filled[-1]) + 1 if len(filled) else 0
     broken = np.flatnonzero(empty[:, :used].any(axis=0))
     if len(broken):
-        raise FeatureError(
-            "a row has no log-probabilities", rollout=tables[0].rollout, position=int(broken[0])
-        )
+        raise FeatureError("a row has no log-probabilities", rollout=tables[0].rollout, position=int(broken[0]))
     return empty.shape[1] - used

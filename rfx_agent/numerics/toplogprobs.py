@@ -70,9 +70,7 @@ class TopLogprobs:
         if len(taken) == 0 and ids.size == lps.size == 0:
             ids, lps = ids.reshape(0, 1), lps.reshape(0, 1)
         if ids.ndim != 2 or ids.shape != lps.shape or len(ids) != len(taken):
-            raise self._error(
-                f"ids {ids.shape}, logprobs {lps.shape}, taken {taken.shape}: give (L, K), (L, K), (L,)"
-            )
+            raise self._error(f"ids {ids.shape}, logprobs {lps.shape}, taken {taken.shape}: give (L, K), (L, K), (L,)")
         if ids.shape[1] == 0:
             ids, lps = np.full((len(taken), 1), -1), np.full((len(taken), 1), -np.inf)
 
@@ -147,9 +145,15 @@ class TopLogprobs:
         kinds = {type(key) for key in keys} | {type(token) for token in chosen}
         is_text = bool(kinds) and kinds <= {str, bytes}
         if is_text:
-            intern = _interner(vocabulary, rollout)
-            keys = [intern(key, where, i) for i, key in enumerate(keys)]
-            chosen = [intern(token, int, t) for t, token in enumerate(chosen)]
+            known = _interned({*keys, *chosen}, vocabulary)
+            places: tuple[tuple[list[Any], Callable[[int], int]], ...] = ((keys, where), (chosen, int))
+            for tokens, place in places:
+                lost = next((i for i, token in enumerate(tokens) if token not in known), None)
+                if lost is not None:
+                    raise FeatureError(
+                        f"token {tokens[lost]!r} is not in the vocabulary", rollout=rollout, position=place(lost)
+                    )
+            keys, chosen = [known[key] for key in keys], [known[token] for token in chosen]
         else:
             _refuse_odd(keys, where, rollout)
             _refuse_odd(chosen, int, rollout)
@@ -200,31 +204,15 @@ class TopLogprobs:
         return FeatureError(message, rollout=self.rollout, position=position)
 
 
-def _interner(
-    vocabulary: Mapping[Any, int] | None, rollout: int | None
-) -> Callable[[str | bytes, Callable[[int], int], int], int]:
-    known: dict[str | bytes, int] = {}
-
-    def intern(text: str | bytes, where: Callable[[int], int], index: int) -> int:
-        id_ = known.get(text)
-        if id_ is None:
-            if vocabulary is None:
-                raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-                id_ = int.from_bytes(blake2b(raw, digest_size=8).digest(), "big") >> 11
-            elif text in vocabulary:
-                id_ = int(vocabulary[text])
-            else:
-                raise FeatureError(
-                    f"token {text!r} is not in the vocabulary", rollout=rollout, position=where(index)
-                )
-            known[text] = id_
-        return id_
-
-    return intern
+def _interned(texts: set[str | bytes], vocabulary: Mapping[Any, int] | None) -> dict[str | bytes, int]:
+    if vocabulary is not None:
+        return {text: int(vocabulary[text]) for text in texts if text in vocabulary}
+    raw = {text: text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass") for text in texts}
+    return {text: int.from_bytes(blake2b(data, digest_size=8).digest(), "big") >> 11 for text, data in raw.items()}
 
 
 def _refuse_odd(tokens: Sequence[Any], where: Callable[[int], int], rollout: int | None) -> None:
-    if {type(token) for token in tokens} <= {int}:
+    if {type(token) for token in tokens} <= {int} and max(map(abs, tokens), default=0) <= _LARGEST_ID:
         return
     for i, token in enumerate(tokens):
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)):

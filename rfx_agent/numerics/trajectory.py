@@ -125,9 +125,7 @@ def trajectory_features(rollouts: Iterable[TokenFeatures], *, window: int = 8) -
     return TrajectoryFeatures(*_means(each), junctions=_junctions(each), rollouts=each)
 
 
-def rollout_features(
-    tokens: TokenFeatures, *, window: int = 8, rollout: int | None = None
-) -> RolloutFeatures | None:
+def rollout_features(tokens: TokenFeatures, *, window: int = 8, rollout: int | None = None) -> RolloutFeatures | None:
     """The same of one rollout; None where it has no position. ``rollout`` is its index, for error messages.
 
     Raises:
@@ -218,13 +216,9 @@ def _checked(rollout: int | None, **arrays: npt.NDArray[np.float64]) -> tuple[np
             raise FeatureError(f"{name}: {error}; give numbers", rollout=rollout) from error
         first = checked[0].shape if checked else array.shape
         if array.ndim != 1 or array.shape != first:
-            raise FeatureError(
-                f"{name} has shape {array.shape}; give shape (L,), the same for all", rollout=rollout
-            )
+            raise FeatureError(f"{name} has shape {array.shape}; give shape (L,), the same for all", rollout=rollout)
         bad = np.flatnonzero(~np.isfinite(array))
         if len(bad):
-            raise FeatureError(
-                f"{name} is {array[bad[0]]}; give finite numbers", rollout=rollout, position=int(bad[0])
-            )
+            raise FeatureError(f"{name} is {array[bad[0]]}; give finite numbers", rollout=rollout, position=int(bad[0]))
         checked.append(array)
     return tuple(checked)

@@ -77,16 +77,10 @@ def _column(column: npt.ArrayLike) -> npt.NDArray[np.float64]:
     try:
         values = np.asarray(column, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise FeatureError(
-            f"a feature column is not numeric: {error}; give one number per failure"
-        ) from error
+        raise FeatureError(f"a feature column is not numeric: {error}; give one number per failure") from error
     if values.ndim != 1:
-        raise FeatureError(
-            f"a feature column has shape {values.shape}; give one number per failure, shape (n,)"
-        )
+        raise FeatureError(f"a feature column has shape {values.shape}; give one number per failure, shape (n,)")
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise FeatureError(
-            f"a feature is {values[bad[0]]} for failure {bad[0]}; leave out what is unavailable"
-        )
+        raise FeatureError(f"a feature is {values[bad[0]]} for failure {bad[0]}; leave out what is unavailable")
     return values
