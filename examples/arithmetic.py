@@ -1,0 +1,42 @@
+"""A real model fails at multiplication, and the recovery graph rescues it: the decision records, one by one.
+
+python examples/arithmetic.py
+"""
+
+from rfx_agent import (
+    Case,
+    ExactVerifier,
+    LocalSampler,
+    ProgramTool,
+    Recovery,
+    RetryBudget,
+    Step,
+    outcome_of,
+    recovery_graph,
+    step_input,
+)
+from rfx_agent.case import decode
+
+
+def main() -> None:
+    """Recover one failed product and print why each route was taken."""
+    recovery = Recovery(
+        sampler=LocalSampler(),
+        verifier=ExactVerifier(),
+        tool=ProgramTool(),
+        budget=RetryBudget(samples=10, tokens=8_000),
+        max_tokens=200,
+        seed=7,
+    )
+    graph = recovery_graph(recovery, interrupts=False)
+    step = Step.of("What is 738 times 962? End with one line: Answer: <number>", reference="709956")
+    state = graph.invoke(step_input(step, candidate="738 * 962 = 709,856. Answer: 709856"))
+    case = decode(Case, state["recovery"])
+    for decision in case.decisions:
+        print(f"{decision.route:12} {decision.sentence}")
+    outcome = outcome_of(state)
+    print(f"{outcome.status}: {outcome.answer}, for {case.ledger.spent.tokens} tokens")
+
+
+if __name__ == "__main__":
+    main()

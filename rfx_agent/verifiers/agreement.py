@@ -1,0 +1,79 @@
+"""Verifier by agreement among samples: for steps that nothing else can check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rfx_agent._errors import ConfigError
+from rfx_agent._types import Rollout, Step, Verdict
+from rfx_agent.numerics.agreement import agreement
+from rfx_agent.verifiers._answers import bare_answer, canonical, extract_answer
+from rfx_agent.verifiers._base import PureVerifier, clip, shorten
+
+__all__ = ["AgreementVerifier"]
+
+
+class AgreementVerifier(PureVerifier):
+    """Passes when a rollout gives the most frequent answer and enough draws give it too.
+
+    Weak evidence, and its verdicts say so: where a model is mostly wrong, its majority is too, and voting makes
+    things worse. Use it only where nothing can check the step, and compare it with a verifier where one can.
+
+    Args:
+        share: least share of the draws that must give the modal answer, in (0, 1]. Answers that tie for the
+            mode do not pass.
+        min_draws: distinct draws below which nothing passes. Copies of one response are one draw, and a draw
+            without an answer counts as one that disagrees.
+        extract: finds the answer in a rollout's text, or returns None; by default ``extract_answer``.
+        name: what the verifier is called in records.
+    """
+
+    def __init__(
+        self,
+        *,
+        share: float = 0.5,
+        min_draws: int = 3,
+        extract: Callable[[str], str | None] | None = None,
+        name: str = "agreement",
+    ) -> None:
+        if not 0 < share <= 1:
+            raise ConfigError(f"AgreementVerifier: share is {share!r}; give a number above 0, at most 1")
+        if min_draws < 2:
+            raise ConfigError(
+                f"AgreementVerifier: min_draws is {min_draws!r}; one draw agrees with itself: give 2 or more"
+            )
+        if not name:
+            raise ConfigError("AgreementVerifier: name is ''; give a name for records and messages")
+        self.share = share
+        self.min_draws = min_draws
+        self.name = name
+        self.needs_peers = True
+        self._extract = extract if extract is not None else extract_answer
+
+    def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
+        """Judge ``rollout`` among ``peers``, which include it; it is added where they do not."""
+        draws = list(peers)
+        if not any(peer is rollout or (rollout.id and peer.id == rollout.id) for peer in draws):
+            draws.append(rollout)
+        answers = [self._answer(draw) for draw in draws]
+        ids = [draw.response_id for draw in draws]
+        mine = self._answer(rollout)
+        if mine is None:
+            return Verdict(False, reason="no answer was found in the text", weak=True)
+        spread = agreement(answers, ids)
+        if spread.draws < self.min_draws:
+            reason = f"{spread.draws} of at least {self.min_draws} draws: too few to agree"
+            return Verdict(False, answer=mine, reason=reason, weak=True)
+        # The same count of distinct draws, over this answer alone and over the others alone.
+        share = agreement([mine if a == mine else None for a in answers], ids).modal_share
+        best_other = agreement([None if a == mine else a for a in answers], ids).modal_share
+        modal = share > best_other
+        said = "the most frequent answer" if modal else "not the most frequent answer"
+        reason = f"{clip(mine)!r} is {said}: {share:.0%} of {spread.draws} draws, {self.share:.0%} needed"
+        return Verdict(modal and share >= self.share, answer=mine, score=share, reason=reason, weak=True)
+
+    def _answer(self, rollout: Rollout) -> str | None:
+        stated = self._extract(rollout.text)
+        if stated is None and self._extract is extract_answer:
+            stated = bare_answer(rollout.text)
+        return None if stated is None else shorten(canonical(stated))

@@ -1,0 +1,211 @@
+"""Verifiers of structured output: the text holds JSON that fits a schema or a Pydantic model."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from rfx_agent._errors import ConfigError
+from rfx_agent._types import Rollout, Step, Verdict
+from rfx_agent.verifiers._base import ThreadedVerifier, clip, shorten
+from rfx_agent.verifiers._worker import WorkerTimeout, shared_worker
+
+__all__ = ["JsonSchemaVerifier", "PydanticVerifier"]
+
+_DEPTH = 100  # nesting of JSON that is parsed; Python's parser and the validators recurse
+_SHOWN = 3  # errors named in a reason
+_TRIES = 50  # places in a text where JSON is looked for
+# A string, closed or not, so that each character is looked at once; JSON's strings do not span lines.
+_STRUCTURE = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|[\[\]{}]')
+
+
+class _JsonVerifier(ThreadedVerifier):
+    """Finds JSON in the text; what is valid is for the subclasses to say.
+
+    The text is JSON as a whole, or its last code fence is, or else the last ``{...}`` or ``[...]`` counts, one that
+    begins a line before one within a line. Duplicate keys, ``NaN`` and ``Infinity`` are errors, because readers
+    disagree on what they mean.
+    """
+
+    def __init__(self, *, name: str) -> None:
+        if not name:
+            raise ConfigError(f"{type(self).__name__}: name is ''; give a name for records and messages")
+        self.name = name
+        self.needs_peers = False
+
+    def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
+        """Judge ``rollout``."""
+        problem = "the text is empty"
+        for candidate in _candidates(rollout.text):
+            try:
+                value = _load(candidate)
+            except ValueError as error:
+                problem = f"not JSON: {clip(str(error))}"
+                continue
+            errors, answer = self._judge(value, candidate)
+            if errors:
+                reason = "; ".join(clip(error) for error in errors[:_SHOWN])
+                more = "; and more" if len(errors) > _SHOWN else ""
+                return Verdict(False, answer=shorten(answer), score=0.0, reason=reason + more)
+            return Verdict(True, answer=answer, score=1.0, reason="the JSON is valid")
+        return Verdict(False, reason=problem)
+
+    def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
+        """Errors with their place, and the canonical JSON."""
+        raise NotImplementedError
+
+
+class JsonSchemaVerifier(_JsonVerifier):
+    """Passes when the JSON in the text is valid under ``schema``; the answer is the JSON in a canonical form.
+
+    The schema's own ``$schema`` names the dialect, 2020-12 otherwise; references to other documents are refused, never
+    fetched. Validation runs in a helper process that is killed after ``seconds``: a ``pattern`` or ``uniqueItems``
+    takes hours on JSON that a model can write. Validation that is killed is a "no" with that reason.
+
+    Args:
+        schema: a JSON Schema.
+        seconds: time for one validation.
+        name: what the verifier is called in records.
+
+    Needs the library ``jsonschema``.
+    """
+
+    def __init__(self, *, schema: Mapping[str, Any] | bool, seconds: float = 5.0, name: str = "json_schema") -> None:
+        super().__init__(name=name)
+        if not 0 < seconds <= 3600:
+            raise ConfigError(f"JsonSchemaVerifier: seconds is {seconds!r}; give a number above 0, at most 3600")
+        if importlib.util.find_spec("jsonschema") is None:
+            raise ConfigError("JsonSchemaVerifier: jsonschema is not installed; pip install jsonschema")
+        jsonschema = importlib.import_module("jsonschema")
+        try:
+            self._schema = json.loads(json.dumps(schema))
+            kind = jsonschema.validators.validator_for(self._schema, default=jsonschema.Draft202012Validator)
+            kind.check_schema(self._schema)
+        except (jsonschema.SchemaError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            told = clip(str(getattr(error, "message", error)))
+            raise ConfigError(f"JsonSchemaVerifier: schema is not a JSON Schema: {told}; correct it") from error
+        self.schema = schema
+        self._seconds = seconds
+
+    def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
+        job = {"op": "schema", "schema": self._schema, "value": value, "most": _SHOWN + 1}
+        try:
+            reply = shared_worker().call(job, seconds=self._seconds)
+        except WorkerTimeout:
+            return [f"the validation took longer than {self._seconds} s and was stopped"], _dump(value)
+        if "error" in reply:
+            return [f"the validation could not be finished: {reply['error']}"], _dump(value)
+        return reply["errors"], _dump(value)
+
+
+class PydanticVerifier(_JsonVerifier):
+    """Passes when the JSON in the text is valid for ``model``; the answer is the validated value as JSON.
+
+    Args:
+        model: a Pydantic model, or any type that Pydantic can validate (``list[int]``).
+        strict: no coercion (``"7"`` is no int); None leaves it to the model.
+        name: what the verifier is called in records.
+    """
+
+    def __init__(self, *, model: Any, strict: bool | None = None, name: str = "pydantic") -> None:
+        super().__init__(name=name)
+        if isinstance(model, BaseModel):
+            raise ConfigError(f"PydanticVerifier: model is an instance of {type(model).__name__}; give the class")
+        try:
+            self._adapter: TypeAdapter[Any] = TypeAdapter(model)
+        except (PydanticUserError, TypeError) as error:
+            raise ConfigError(
+                f"PydanticVerifier: model is {model!r}; give a Pydantic model or a type that it can validate"
+            ) from error
+        self.model = model
+        self._strict = strict
+
+    def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
+        try:
+            # From the text, not from the parsed value: JSON mode knows that a date is a string there.
+            valid = self._adapter.validate_json(source, strict=self._strict)
+        except ValidationError as error:
+            return [
+                f"at {'.'.join(str(part) for part in one['loc']) or 'the top'}: {one['msg']}"
+                for one in error.errors(include_url=False, include_context=False, include_input=False)
+            ], _dump(value)
+        return [], _dump(json.loads(self._adapter.dump_json(valid)))
+
+
+def _candidates(text: str) -> Iterator[str]:
+    """Where the JSON may be, likeliest first."""
+    whole = text.strip()
+    if not whole:
+        return
+    yield whole
+    fences = re.split(r"^[ \t]*```[^\n]*$", whole, flags=re.MULTILINE)
+    # Odd pieces are inside fences; the last may have been cut off before its closing one.
+    for piece in fences[1::2][: -_TRIES - 1 : -1]:
+        if piece.strip():
+            yield piece.strip()
+    starts = [m.start(1) for m in re.finditer(r"^[ \t]*([\[{])", whole, flags=re.MULTILINE)]
+    yield from _balanced(whole, set(starts))
+    yield from _balanced(whole, None)
+
+
+def _balanced(text: str, starts: set[int] | None) -> Iterator[str]:
+    """The outermost bracketed pieces of ``text``, last first; only those that begin at ``starts``, if given."""
+    pieces: list[tuple[int, int]] = []
+    depth, begin = 0, -1
+    for token in _STRUCTURE.finditer(text):
+        if token[0] in ("[", "{"):
+            if depth == 0:
+                if starts is not None and token.start() not in starts:
+                    continue
+                begin = token.start()
+            depth += 1
+        elif token[0] in ("]", "}") and depth:
+            depth -= 1
+            if depth == 0:
+                pieces.append((begin, token.end()))
+    for begin, end in pieces[: -_TRIES - 1 : -1]:
+        yield text[begin:end]
+
+
+def _load(source: str) -> Any:
+    depth = 0
+    for token in _STRUCTURE.finditer(source):
+        if token[0] in ("[", "{"):
+            depth += 1
+            if depth > _DEPTH:
+                raise ValueError(f"nested more than {_DEPTH} levels deep")
+        elif token[0] in ("]", "}"):
+            depth -= 1
+    return json.loads(source, object_pairs_hook=_pairs, parse_constant=_constant, parse_float=_float)
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {clip(twice, 50)!r} stands twice in one object")
+    return made
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{clip(digits, 50)} is too large a number")
+    return value
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

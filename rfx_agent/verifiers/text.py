@@ -1,0 +1,151 @@
+"""Verifiers of plain answers: the same answer, or a text that fits a pattern."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from rfx_agent._errors import ConfigError
+from rfx_agent._types import Rollout, Step, Verdict
+from rfx_agent.verifiers._answers import bare_answer, canonical, extract_answer
+from rfx_agent.verifiers._base import PureVerifier, ThreadedVerifier, clip, shorten
+from rfx_agent.verifiers._worker import WorkerTimeout, shared_worker
+
+__all__ = ["ExactVerifier", "RegexVerifier"]
+
+_SEVERAL = (list, tuple, set, frozenset)
+
+
+class ExactVerifier(PureVerifier):
+    """Passes when the rollout's answer is the expected one, both in canonical form.
+
+    Args:
+        answer: what is expected; None takes ``step.reference``. Of a list, tuple or set any member will do.
+        extract: finds the answer in a rollout's text, or returns None; by default ``extract_answer``.
+        whole: where no answer is stated, compare the whole text: a tool's result is the answer alone.
+        casefold: ignore case.
+        normalise: compare canonical forms (``1,234.0`` is 1234); otherwise characters, but for white space around.
+        name: what the verifier is called in records.
+
+    With neither ``answer`` nor a reference there is nothing to compare with: ``verify`` raises ``ConfigError``.
+    """
+
+    def __init__(
+        self,
+        *,
+        answer: object = None,
+        extract: Callable[[str], str | None] | None = None,
+        whole: bool = True,
+        casefold: bool = True,
+        normalise: bool = True,
+        name: str = "exact",
+    ) -> None:
+        if extract is not None and not callable(extract):
+            raise ConfigError(f"ExactVerifier: extract is {extract!r}; give a function from text to str or None")
+        if isinstance(answer, _SEVERAL) and not answer:
+            raise ConfigError(f"ExactVerifier: answer is {answer!r}; give at least one accepted answer")
+        if not name:
+            raise ConfigError("ExactVerifier: name is ''; give a name for records and messages")
+        self.answer = answer
+        self.name = name
+        self.needs_peers = False
+        self._extract = extract if extract is not None else extract_answer
+        self._whole = whole
+        self._casefold = casefold
+        self._normalise = normalise
+
+    def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
+        """Judge ``rollout``."""
+        expected = self.answer if self.answer is not None else step.reference
+        if expected is None:
+            raise ConfigError(
+                f"{self.name}: step {step.id} has no reference; give the verifier an answer= or the step a reference="
+            )
+        stated = self._extract(rollout.text)
+        text = rollout.text.strip()
+        if stated is None and not (self._whole and text):
+            return Verdict(False, reason="no answer was found in the text")
+        answer = self._form(text if stated is None else stated)
+        accepted = expected if isinstance(expected, _SEVERAL) else (expected,)
+        if answer in {self._form(str(one)) for one in accepted}:
+            return Verdict(True, answer=answer, score=1.0, reason="the answer is the expected one")
+        if stated is None and bare_answer(text) is None:
+            return Verdict(False, score=0.0, reason="no answer was found in the text")
+        # The expected answer stays out of the reason: reasons reach people and prompts.
+        reason = f"{clip(answer)!r} is not the expected answer"
+        return Verdict(False, answer=shorten(answer), score=0.0, reason=reason)
+
+    def _form(self, text: str) -> str:
+        if self._normalise:
+            return canonical(text, casefold=self._casefold)
+        return text.strip().casefold() if self._casefold else text.strip()
+
+
+class RegexVerifier(ThreadedVerifier):
+    """Passes when ``pattern`` is found in the text; the group is the answer.
+
+    The search runs in a worker process that is killed after ``seconds``: Python's ``re`` cannot be interrupted, and
+    an innocent pattern such as ``(\\w+\\s?)+:`` takes years on a text that a model can write. A search that is
+    killed is a "no" with that reason.
+
+    Args:
+        pattern: a regular expression in Python's syntax, or a compiled one.
+        group: number or name of the group that is the answer; 0 is the whole match.
+        full: the pattern must match the whole text (white space around it aside) instead of a part of it.
+        seconds: time for one search.
+        name: what the verifier is called in records.
+    """
+
+    def __init__(
+        self,
+        *,
+        pattern: str | re.Pattern[str],
+        group: int | str = 0,
+        full: bool = False,
+        seconds: float = 1.0,
+        name: str = "regex",
+    ) -> None:
+        try:
+            compiled = re.compile(pattern)
+        except (re.error, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise ConfigError(
+                f"RegexVerifier: pattern is {pattern!r}: {error}; give a valid regular expression"
+            ) from error
+        if not isinstance(compiled.pattern, str):
+            raise ConfigError(f"RegexVerifier: pattern is {pattern!r}; give one for text, not bytes")
+        if group not in compiled.groupindex and group not in range(compiled.groups + 1):
+            raise ConfigError(
+                f"RegexVerifier: group is {group!r}; the pattern has {compiled.groups} groups "
+                f"and the names {sorted(compiled.groupindex)}"
+            )
+        if not 0 < seconds <= 3600:
+            raise ConfigError(f"RegexVerifier: seconds is {seconds!r}; give a number above 0, at most 3600")
+        if not name:
+            raise ConfigError("RegexVerifier: name is ''; give a name for records and messages")
+        self.pattern = compiled
+        self.name = name
+        self.needs_peers = False
+        self._group = group
+        self._full = full
+        self._seconds = seconds
+
+    def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
+        """Judge ``rollout``."""
+        job = {
+            "op": "regex",
+            "pattern": self.pattern.pattern,
+            "flags": self.pattern.flags,
+            "group": self._group,
+            "full": self._full,
+            "text": rollout.text.strip() if self._full else rollout.text,
+        }
+        try:
+            reply = shared_worker().call(job, seconds=self._seconds)
+        except WorkerTimeout:
+            return Verdict(False, reason=f"the search took longer than {self._seconds} s and was stopped")
+        if "error" in reply:
+            return Verdict(False, reason=f"the search could not be finished: {clip(str(reply['error']))}")
+        if not reply["matched"]:
+            return Verdict(False, score=0.0, reason="the pattern was not found in the text")
+        # A group that took no part in the match is an empty answer, not a missing one.
+        return Verdict(True, answer=reply["answer"] or "", score=1.0, reason="the pattern was found in the text")

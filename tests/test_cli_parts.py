@@ -1,0 +1,131 @@
+"""The demo's parts without a model: problems, recordings, what is shown, and the two arms' accounting."""
+
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rfx_agent import ConfigError, Rollout, SampleRequest, SamplerError, Step, Usage
+from rfx_agent.cli.demo import demo_recovery, run_demo
+from rfx_agent.cli.problems import FAMILIES, Problem, problems, stated
+from rfx_agent.cli.record import RecordingSampler, load_recording, save_recording
+from rfx_agent.cli.show import DemoView, plain
+from rfx_agent.features import TopLogprobs
+from rfx_agent.testing import ScriptedSampler
+
+NINE = Problem("sum", "What is 4 + 5?", "9")
+
+
+def test_problems_come_from_their_seed_and_cover_every_family() -> None:
+    assert problems(20, 3) == problems(20, 3) != problems(20, 4)
+    assert [p.family for p in problems(10, 3)] == list(FAMILIES)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_problems_answer_is_right(seed: int) -> None:
+    for problem in problems(10, seed):
+        numbers = [int(x) for x in __import__("re").findall(r"\d+", problem.question)]
+        match problem.family:
+            case "product":
+                assert int(problem.answer) == numbers[0] * numbers[1]
+            case "sum":
+                assert int(problem.answer) == sum(numbers)
+            case "remainder":
+                assert int(problem.answer) == numbers[0] % numbers[1]
+            case "equation":
+                left, right = problem.question.removeprefix("Solve for x: ").split(". ")[0].split(" = ")
+                x = int(problem.answer)
+                assert eval(left, {"x": x}) == eval(right, {"x": x})  # noqa: S307  # our own text
+            case "mixed":
+                assert int(problem.answer) == eval(problem.question[8:-1])  # noqa: S307  # our own text
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"838 * 851 = 713,138, so \boxed{713138}", "713138"),
+        ("838 times 851 = 713,138.", "713,138"),
+        (r"It is \boxed{\text{Tuesday}}.", "Tuesday"),
+        ("x = -7", "-7"),
+        ("Answer: 5 apples", "5"),
+        ("I do not know", None),
+    ],
+)
+def test_the_stated_answer_is_found_in_any_dress(text: str, answer: str | None) -> None:
+    assert stated(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mb\x07", "a [31mb"),  # no escape reaches the terminal
+        ("[bold]x[/]", "[bold]x[/]"),
+        ("a\n\n b", "a b"),
+        ("\u202egnol", "gnol"),  # a right-to-left override is no printable character
+        ("x" * 40, "x" * 23 + "…"),
+    ],
+)
+def test_model_output_is_plain_on_the_terminal(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_both_arms_start_from_the_same_draws_and_get_the_same_tokens() -> None:
+    # One failing draw, three failing extras, a program that computes; then retry draws until its tokens are spent.
+    texts = [f"Answer: {n}" for n in (1, 2, 3, 4)] + ["```python\nanswer = 4 + 5\n```"] + ["Answer: 8"] * 99
+    recovery = demo_recovery(ScriptedSampler(texts), seed=1)
+    seen: list[bool] = []
+    report = asyncio.run(
+        run_demo(recovery, [NINE], parallel=1, on_done=lambda _, failure: seen.append(failure is not None))
+    )
+    figures = report.as_dict()
+    assert seen == [True]
+    assert (figures["recovery"]["rescued"], figures["retry"]["rescued"]) == (1, 0)
+    assert figures["recovery"]["routes"] == {"tool": 1}
+    assert figures["retry"]["tokens"] >= figures["recovery"]["tokens"]
+    failure = report.failures[0]
+    assert [x.text for x in failure.retry.rollouts[:4]] == [x.text for x in failure.recovery.rollouts[:4]]
+
+
+def test_a_failure_is_shown_without_obeying_the_model() -> None:
+    texts = ["Answer: [red]\x1b]0;owned\x07"] * 4 + ["```python\nanswer = 9\n```"] + ["Answer: 8"] * 99
+    out = io.StringIO()
+    view = DemoView(Console(file=out, width=80))
+    with view.running("m", [NINE], replay=False):
+        report = asyncio.run(
+            run_demo(demo_recovery(ScriptedSampler(texts), seed=1), [NINE], parallel=1, on_done=view.done)
+        )
+    view.summary(report, 1.0)
+    shown = out.getvalue()
+    assert "\x1b" not in shown
+    assert "tool" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+def test_a_recording_gives_back_what_was_recorded_and_nothing_else(tmp_path: Path) -> None:
+    table = TopLogprobs.from_rows([[(7, -0.1), (8, -2.5)], [(9, -0.2)]], [7, 9])
+    rollout = Rollout("ab", response_id="x:0", usage=Usage(3, 2, 1), tokens=("a", "b"), logprobs=table)
+    kept = RecordingSampler(ScriptedSampler([rollout]))
+    request = SampleRequest(Step.of("q").messages, seed=5)
+    kept.sample(request)
+    path = tmp_path / "demo.json.gz"
+    save_recording(path, kept, {"seed": 5, "problems": 1})
+    first = path.read_bytes()
+    save_recording(path, kept, {"seed": 5, "problems": 1})
+    assert path.read_bytes() == first  # no time stamp inside
+    replay, about = load_recording(path)
+    again = asyncio.run(replay.asample(request)).rollouts[0]
+    assert (again.text, again.usage, again.tokens) == ("ab", rollout.usage, ("a", "b"))
+    assert again.logprobs is not None
+    assert again.logprobs.ids.tolist()[0] == [7, 8]
+    assert about["seed"] == 5
+    with pytest.raises(SamplerError, match="the recording has no such request"):
+        replay.sample(SampleRequest(Step.of("q").messages, seed=6))
+
+
+def test_what_is_no_recording_is_refused_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "broken.json.gz"
+    path.write_bytes(b"\x1f\x8b\x08 cut")
+    with pytest.raises(ConfigError, match="broken.json.gz cannot be read"):
+        load_recording(path)
