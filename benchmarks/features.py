@@ -1,6 +1,9 @@
 """Token features per second, against the literal definition on the same machine in the same run.
 
-Prints one JSON object. One thread (the kernels call no BLAS); ``--positions``, ``--k`` set the size.
+Prints one JSON object. One thread (the kernels call no BLAS); ``--positions``, ``--k`` set the size. ``tokens_per_s``
+is the NumPy kernel on tables that were checked before; ``arrow`` starts from Arrow batches as Parquet gives them,
+checks included, with the compiled kernel (extra ``fast``) and without. ``limit`` is what no kernel can beat: the
+exponentials alone, and reading every byte of the input once.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import literal  # the tests' own reference
 
-from rfx_agent.features import TopLogprobs, token_features
+from rfx_agent.features import TokenFeatures, TopLogprobs, token_features
 
 VOCABULARY = 151_936
+LENGTH = 500  # tokens of a rollout, in Arrow batches
 
 
 def tables(positions: int, k: int, rng: np.random.Generator) -> tuple[TopLogprobs, TopLogprobs]:
@@ -43,6 +47,55 @@ def best(work: Callable[[], object], repeats: int) -> float:
         work()
         times.append(time.process_time() - start)
     return min(times)
+
+
+def arrow_batch(spec: TopLogprobs, anc: TopLogprobs) -> object:
+    """Both tables as one record batch of rollouts of 500 tokens: ids int32, log-probabilities float64."""
+    import pyarrow as pa
+
+    ends = pa.array(np.append(np.arange(0, len(spec), LENGTH), len(spec)), pa.int32())
+
+    def rows(values: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(ends, pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1]))
+
+    columns = {"rollout": pa.array(range(len(ends) - 1)), "taken": pa.ListArray.from_arrays(ends, spec.taken)}
+    for name, table in (("specialist", spec), ("ancestor", anc)):
+        columns[f"{name}_ids"] = rows(table.ids.astype(np.int32))
+        columns[f"{name}_logprobs"] = rows(np.array(table.logprobs))
+    return pa.record_batch(columns)
+
+
+def from_arrow(spec: TopLogprobs, anc: TopLogprobs, want: TokenFeatures, plain: float) -> dict[str, object]:
+    """Tokens per second from Arrow batches to token features, per kernel, and how far its results are from NumPy's."""
+    from rfx_agent.lab._kernel import available
+    from rfx_agent.lab.batches import token_features_of_batch
+
+    batch, found = arrow_batch(spec, anc), {}
+    for name, fast in (("numba", True), ("numpy", False)):
+        if fast and not available():
+            continue
+        got = token_features_of_batch(batch, fast=fast)  # compiles
+        speed = len(spec) / best(lambda fast=fast: token_features_of_batch(batch, fast=fast), 7)
+        error = max(float(np.max(np.abs(getattr(got, n) - getattr(want, n)))) for n in TokenFeatures.__slots__)
+        found[name] = {"tokens_per_s": round(speed), "ratio": round(speed / plain, 1), "max_abs_error": error}
+    return found
+
+
+def limit(spec: TopLogprobs, anc: TopLogprobs) -> dict[str, int]:
+    """Tokens per second of the parts that cannot be left out: 2 K exponentials, and touching 2 K ids and numbers."""
+    scaled = [(t.logprobs - t.logprobs.max(axis=1, keepdims=True)) / 0.6 for t in (spec, anc)]
+    out = np.empty((500, spec.logprobs.shape[1]))
+
+    def exponentials() -> None:
+        for x in scaled:
+            for start in range(0, len(x), len(out)):
+                np.exp(x[start : start + len(out)], out=out[: len(x) - start])
+
+    inputs = [x for t in (spec, anc) for x in (t.ids.astype(np.int32), np.array(t.logprobs))]
+    return {
+        "exponentials_tokens_per_s": round(len(spec) / best(exponentials, 5)),
+        "reading_tokens_per_s": round(len(spec) / best(lambda: [x.sum() for x in inputs], 5)),
+    }
 
 
 def main() -> None:
@@ -82,6 +135,8 @@ def main() -> None:
                 "table_tokens_per_s": round(build),
                 "max_abs_error": error,
                 "agrees_1e-9": error <= 1e-9,
+                "arrow": from_arrow(spec, anc, got, plain),
+                "limit": limit(spec, anc),
             }
         )
     )

@@ -31,7 +31,7 @@ from rfx_agent.budgets import Ledger, Price, RetryBudget
 from rfx_agent.calibration import Calibration
 from rfx_agent.case import Case, Outcome
 from rfx_agent.engine import Escalation, Recovery
-from rfx_agent.policies import DefaultPolicy, FixedPolicy
+from rfx_agent.policies import DefaultPolicy, FixedPolicy, LearnedPolicy, ShadowPolicy, Worth
 from rfx_agent.routing import RoutingRule, route
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ __all__ = [
     "FunctionVerifier",
     "JsonSchemaVerifier",
     "LangChainTool",
+    "LearnedPolicy",
     "Ledger",
     "LocalSampler",
     "MathVerifier",
@@ -88,6 +89,7 @@ __all__ = [
     "SampleResult",
     "SamplerError",
     "SamplerTimeout",
+    "ShadowPolicy",
     "Step",
     "ToolError",
     "ToolInputError",
@@ -97,6 +99,7 @@ __all__ = [
     "VerifierError",
     "WeightsCorrupt",
     "WeightsError",
+    "Worth",
     "outcome_of",
     "recovery_graph",
     "route",

@@ -127,5 +127,5 @@ def test_a_recording_gives_back_what_was_recorded_and_nothing_else(tmp_path: Pat
 def test_what_is_no_recording_is_refused_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "broken.json.gz"
     path.write_bytes(b"\x1f\x8b\x08 cut")
-    with pytest.raises(ConfigError, match="broken.json.gz cannot be read"):
+    with pytest.raises(ConfigError, match=r"broken\.json\.gz cannot be read"):
         load_recording(path)

@@ -275,7 +275,7 @@ def test_a_process_ends_in_silence(weights: Path, end: str) -> None:
     if end == "forked" and not hasattr(os, "fork"):
         pytest.skip("no fork here")
     code = _USE + _ENDS[end]
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", code, str(weights)], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")

@@ -612,7 +612,7 @@ def test_making_a_sampler_loads_no_sdk() -> None:
         "import sys; from rfx_agent.backends.openai import OpenAISampler; "
         "OpenAISampler('m', base_url='http://127.0.0.1/v1'); print('openai' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False", done.stderr
 
 

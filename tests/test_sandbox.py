@@ -303,7 +303,7 @@ print(" ".join(line.split()[0] for line in out.stdout.splitlines() if "monty" in
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs ps and fork")
 def test_interpreter_exits_and_leaves_no_worker_behind():
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", _NEVER_CLOSED], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr

@@ -150,9 +150,7 @@ print(shared_worker().pid)
 def test_needs_no_main_guard_and_leaves_nothing_behind(tmp_path):
     script = tmp_path / "user.py"
     script.write_text(_SCRIPT)
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True)
     first, pid = done.stdout.split("\n")[:2]
     assert first == "imported once"
     with pytest.raises(ProcessLookupError):

@@ -82,9 +82,7 @@ def test_structured_output_needs_a_way_back_from_text(call: Callable[..., Any]) 
         "verifier": FunctionVerifier(lambda text: text == '{"value":42}'),
         "tool": ScriptedTool({"go": '{"value":42}'}),
     }
-    restored = with_recovery(
-        chain, sampler=ScriptedSampler(["go"]), restore=Answer.model_validate_json, **parts
-    )
+    restored = with_recovery(chain, sampler=ScriptedSampler(["go"]), restore=Answer.model_validate_json, **parts)
     assert call(restored, "q") == Answer(value=42)
     with pytest.raises(Unresolved, match="give with_recovery a restore function"):
         call(with_recovery(chain, sampler=ScriptedSampler(["go"]), **parts), "q")

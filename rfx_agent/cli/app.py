@@ -14,10 +14,12 @@ import typer
 from rich.console import Console
 
 from rfx_agent._errors import RfxError
+from rfx_agent.cli import lab
 from rfx_agent.cli.demo import TOP_LOGPROBS, demo_recovery, run_demo
 from rfx_agent.cli.problems import problems as generate
 from rfx_agent.cli.record import RecordingSampler, load_recording, save_recording
 from rfx_agent.cli.show import DemoView
+from rfx_agent.cli.simulate import simulate
 from rfx_agent.ports import Sampler
 
 __all__ = ["app"]
@@ -27,6 +29,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals may hold an API key
 )
+for _command in (lab.calibrate, lab.audit, lab.report, lab.extract, simulate):
+    app.command()(_command)
 _RECORDING = Path(__file__).with_name("demo.json.gz")
 
 
@@ -45,7 +49,7 @@ def _main(
 
 @app.command()
 def demo(
-    problems: Annotated[int, typer.Option(min=1, help="How many problems to generate.")] = 12,
+    problems: Annotated[int, typer.Option(min=1, help="How many problems to generate.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the problems and of every draw.")] = 7,
     base_url: Annotated[
         str | None, typer.Option(help="An OpenAI-compatible server in place of the embedded model.")
@@ -93,7 +97,7 @@ def demo(
         chosen = generate(problems, seed)
         started = time.perf_counter()
         with view.running(sampler.name, chosen, replay=replay):
-            report = asyncio.run(run_demo(recovery, chosen, parallel=2, on_done=view.done))
+            report = asyncio.run(run_demo(recovery, chosen, parallel=4, on_done=view.done))
         seconds = time.perf_counter() - started
         if kept is not None and record is not None:
             save_recording(record, kept, about)

@@ -87,6 +87,7 @@ def demo_recovery(sampler: Sampler, *, seed: int) -> Recovery:
         sampler=sampler,
         verifier=ExactVerifier(extract=stated),
         tool=ProgramTool(),
+        budget=RetryBudget(attempts=8, samples=10),  # a demo should end within minutes
         seed=seed,
         max_tokens=MAX_TOKENS,
     )

@@ -1,0 +1,218 @@
+"""The lab's commands: ``calibrate``, ``audit``, ``report``, ``extract``. Each is registered by ``cli.app``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rfx_agent._errors import RfxError
+from rfx_agent.cli.lab_show import accuracy_table, finite, population_table, regime_table
+from rfx_agent.cli.show import plain
+
+if TYPE_CHECKING:
+    from rfx_agent.lab._common import OnBad
+
+__all__ = ["audit", "calibrate", "extract", "report"]
+
+_SHOWN = 5  # malformed rows that are named one by one
+
+
+class _Bad(StrEnum):
+    fail = "raise"
+    skip = "skip"
+
+    @property
+    def way(self) -> OnBad:
+        return "skip" if self is _Bad.skip else "raise"
+
+
+class _Engine(StrEnum):
+    threads = "threads"
+    ray = "ray"
+
+
+_Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
+_OnBad = Annotated[_Bad, typer.Option(help="What a malformed row does: end the command, or be skipped and named.")]
+_Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+_Input = Annotated[Path, typer.Argument(help="Failure profiles: CSV or Parquet.")]
+
+
+@contextmanager
+def _errors() -> Iterator[Console]:
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        yield console
+    except RfxError as error:
+        console.print(f"rfx: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        console.print(f"rfx: {error.filename or ''}: {error.strerror}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+
+
+def calibrate(
+    source: Annotated[Path, typer.Argument(help="Failure profiles (CSV, Parquet) or an event log (JSON lines).")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where Calibration.load will read it.")] = None,
+    merge: Annotated[list[Path] | None, typer.Option(help="Another calibration to merge in; repeatable.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(help="A new batch: say whether it drifted from SOURCE; exit code 3 if it did.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the calibration, as decisions will cite it.")] = None,
+    on_bad: _OnBad = _Bad.fail,
+    seed: _Seed = 0,
+    as_json: _Json = False,
+) -> None:
+    """Population statistics and retry prior per model, task and kind of evidence, with counts and intervals.
+
+    With one model and task OUTPUT is a file. With several it is a folder, one file each, unless --merge or --name
+    asks for a mixture of them all.
+    """
+    with _errors() as err:
+        from rfx_agent.calibration import Calibration
+        from rfx_agent.lab import calibrate as lab
+
+        found, bad = lab.read_any(source, on_bad=on_bad.way)
+        _warn(err, source, bad)
+        chosen = [p for p in found if model in (None, p.model) and task in (None, p.task)]
+        if not chosen:
+            raise typer.BadParameter(f"{source} has no failures of model {model!r} on task {task!r}")
+        each = [lab.calibrate(p) for p in chosen]
+        others = [Calibration.load(path) for path in merge or ()]
+        result: dict[str, Any] = {"populations": [lab.intervals(p, seed=seed) for p in chosen], "files": []}
+        mixed = bool(others or name)
+        if mixed:
+            each = [lab.merge_all([*each, *others], name=name or "+".join(dict.fromkeys(c.name for c in each)))]
+        if output is not None:
+            result["files"] = [str(path) for path in _save(each, output, folder=len(each) > 1)]
+        drifts = _drifts(lab, chosen, check, on_bad, err) if check is not None else []
+        result["drift"] = [{"model": m, "task": t, **dataclasses.asdict(d)} for m, t, d in drifts]
+    out = Console(stderr=as_json)
+    for population in result["populations"]:
+        out.print(population_table(population))
+    for m, t, drift in drifts:
+        style = {"drifted": "red", "stable": "green"}.get(drift.verdict)
+        out.print(f"{plain(m)} on {plain(t)}: {drift.sentence}", style=style, markup=False, highlight=False)
+    for path in result["files"]:
+        out.print(f"wrote {path}", markup=False, highlight=False)
+    if as_json:
+        typer.echo(json.dumps(finite(result)))
+    if any(d.verdict == "drifted" for _, _, d in drifts):
+        raise typer.Exit(3)
+
+
+def audit(
+    profile: _Input,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validations.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Times the folds are drawn anew.")] = 3,
+    on_bad: _OnBad = _Bad.fail,
+    seed: _Seed = 0,
+    as_json: _Json = False,
+) -> None:
+    """Failure topography: regimes, clusters, and how well the features tell models and regimes apart."""
+    with _errors() as err:
+        from rfx_agent.lab.audit import audit as run
+        from rfx_agent.lab.profiles import read_profile
+
+        data = read_profile(profile, on_bad=on_bad.way)
+        _warn(err, profile, data.bad_rows)
+        found = run(data, folds=folds, repeats=repeats, seed=seed)
+    out = Console(stderr=as_json)
+    out.print(regime_table(found))
+    questions = [(f"{what} from the features", found["separability"][what]) for what in ("model", "method")]
+    if found["regimes"] is not None:
+        questions += [("stochastic or structural", found["regimes"])]
+        questions += [("the same without the failure count", found["regimes"]["without_count"])]
+    out.print(accuracy_table(questions))
+    for note in found["notes"]:
+        out.print(f"note: {note}", markup=False, highlight=False)
+    if as_json:
+        typer.echo(json.dumps(finite(found)))
+
+
+def report(
+    profile: _Input,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    orders: Annotated[int, typer.Option(min=1, help="Orders that the policies are replayed in.")] = 20,
+    on_bad: _OnBad = _Bad.fail,
+    seed: _Seed = 0,
+) -> None:
+    """One self-contained HTML page: regimes, the feature plane, policies, calibration, budget use."""
+    with _errors() as err:
+        from rfx_agent.lab.profiles import read_profile
+        from rfx_agent.lab.report import write_report
+
+        data = read_profile(profile, on_bad=on_bad.way)
+        _warn(err, profile, data.bad_rows)
+        write_report(data, output, title=profile.name, orders=orders, seed=seed)
+    Console().print(f"wrote {output}", markup=False, highlight=False)
+
+
+def extract(
+    source: Annotated[Path, typer.Argument(help="Parquet of token log-probabilities, one row per rollout.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Parquet of features, one row per rollout.")],
+    engine: Annotated[_Engine, typer.Option(help="Threads of this machine, or a Ray cluster.")] = _Engine.threads,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads or Ray tasks at once.")] = None,
+    temperature: Annotated[float, typer.Option(help="Decode temperature of the features.")] = 0.6,
+    on_bad: _OnBad = _Bad.fail,
+    as_json: _Json = False,
+) -> None:
+    """Trajectory features of every rollout in a Parquet file, in bounded memory."""
+    with _errors() as err:
+        from rfx_agent.lab.scale import extract as run
+
+        done = run(source, output, engine=engine.value, workers=workers, temperature=temperature, on_bad=on_bad.way)
+        _warn(err, source, done.bad_rows)
+    summary = {"rollouts": done.rollouts, "tokens": done.tokens, "bad_rows": len(done.bad_rows), "output": str(output)}
+    Console(stderr=as_json).print(
+        f"wrote {output}: {done.rollouts} rollouts, {done.tokens} tokens", markup=False, highlight=False
+    )
+    if as_json:
+        typer.echo(json.dumps(summary))
+
+
+def _warn(console: Console, path: Path, bad: Any) -> None:
+    for row, why in bad[:_SHOWN]:
+        console.print(f"skipped: {path} row {row}: {plain(why)}", style="yellow", markup=False, highlight=False)
+    if len(bad) > _SHOWN:
+        console.print(f"skipped: {len(bad)} rows in all", style="yellow", markup=False, highlight=False)
+
+
+def _save(calibrations: list[Any], output: Path, *, folder: bool) -> list[Path]:
+    if not folder:
+        calibrations[0].save(output)
+        return [output]
+    if output.exists() and not output.is_dir():
+        raise typer.BadParameter(
+            f"there are {len(calibrations)} populations and {output} is a file: give a folder, "
+            "choose with --model and --task, or mix them with --name"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for calibration in calibrations:
+        stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in calibration.name).lstrip(".") or "calibration"
+        path = output / f"{stem}.json"
+        if path in written:
+            raise typer.BadParameter(f"two populations would be written to {path}; choose one with --model and --task")
+        calibration.save(path)
+        written.append(path)
+    return written
+
+
+def _drifts(lab: Any, chosen: list[Any], check: Path, on_bad: _Bad, err: Console) -> list[tuple[str, str, Any]]:
+    batches, bad = lab.read_any(check, on_bad=on_bad.way)
+    _warn(err, check, bad)
+    known = {(p.model, p.task): lab.calibrate(p) for p in chosen}
+    found = [(b.model, b.task, lab.check(known[b.model, b.task], b)) for b in batches if (b.model, b.task) in known]
+    if not found:
+        raise typer.BadParameter(f"{check} shares no model and task with the calibration: {sorted(known)}")
+    return found

@@ -1,0 +1,1 @@
+"""Offline work on failures: read, calibrate, simulate, audit, report, extract. Needs the extra ``lab``."""

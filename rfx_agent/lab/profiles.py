@@ -1,0 +1,225 @@
+"""Failure profiles: one row per failed problem, with its features and the rescue rate of each operator.
+
+The columns are those of ``shared/data/README.md``: ``cell``, ``model``, ``task``, ``problem_id``,
+``n_failed_rollouts``, the features, and one column per measured operator. Event logs are in ``lab.logs``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from rfx_agent._types import Evidence, Operator
+from rfx_agent.features import ONE_MODEL, TWO_MODEL
+from rfx_agent.lab._common import BadRow, OnBad, ProfileError, check_on_bad, need
+from rfx_agent.lab._rows import IDENTIFIERS, as_number, by_hand, number_check, reasons, text_check
+from rfx_agent.lab.logs import Log, LogRow, iter_log, log_line, read_log
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = [
+    "Log",
+    "LogRow",
+    "Profile",
+    "ProfileError",
+    "is_log",
+    "iter_log",
+    "log_line",
+    "read_log",
+    "read_profile",
+]
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+_COUNT = "n_failed_rollouts"
+_PARQUET = b"PAR1"
+_Format: TypeAlias = Literal["csv", "parquet"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Profile:
+    """Columns over n failures, in the order of the file; rows that were skipped are not in them.
+
+    Attributes:
+        cell, model, task, problem_id: identifiers; a cell is one model on one task.
+        n_failed: failed rollouts that the features were averaged over, int64 of shape (n,), at least 1.
+        features: per feature, float64 of shape (n,); two-model features, proxies, both or none.
+        rates: per operator, share of its attempts that passed, float64 of shape (n,), in [0, 1].
+        bad_rows: (row number, reason) of every row that was skipped; the first row after the header is 1.
+        ignored: columns of the file that are neither features nor operators.
+    """
+
+    cell: list[str]
+    model: list[str]
+    task: list[str]
+    problem_id: list[str]
+    n_failed: npt.NDArray[np.int64]
+    features: Mapping[str, Floats]
+    rates: Mapping[str, Floats]
+    bad_rows: tuple[BadRow, ...] = ()
+    ignored: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.cell)
+
+    @property
+    def evidence(self) -> Evidence:
+        """The best kind of evidence that its features are."""
+        if all(name in self.features for name in TWO_MODEL):
+            return "two_model"
+        return "one_model" if all(name in self.features for name in ONE_MODEL) else "samples"
+
+    @property
+    def cells(self) -> list[str]:
+        """The cells, in order of appearance."""
+        return list(dict.fromkeys(self.cell))
+
+    def matrix(self) -> Floats:
+        """The features of its evidence as one array of shape (n, 3); (n, 0) for ``samples``."""
+        names = {"two_model": TWO_MODEL, "one_model": ONE_MODEL, "samples": ()}[self.evidence]
+        columns = [self.features[name] for name in names]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(self), 0))
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Profile:
+        """The failures that ``mask`` (n,) selects; without the record of bad rows."""
+        at = np.flatnonzero(mask)
+
+        def of(column: list[str]) -> list[str]:
+            return [column[i] for i in at]
+
+        return Profile(
+            of(self.cell),
+            of(self.model),
+            of(self.task),
+            of(self.problem_id),
+            self.n_failed[at],
+            {name: column[at] for name, column in self.features.items()},
+            {name: column[at] for name, column in self.rates.items()},
+        )
+
+
+def read_profile(path: str | os.PathLike[str], *, on_bad: OnBad = "raise") -> Profile:
+    """Read a profile from CSV or Parquet (told apart by their first bytes), lazily and streaming.
+
+    A row is bad when a value is missing, is no number, is NaN or infinite, when a rate leaves [0, 1], a count is no
+    whole number of at least 1, its (cell, problem_id) was there before, its cell was another model or task before,
+    or it has more or fewer fields than the header.
+
+    Args:
+        path: the file.
+        on_bad: ``raise`` at the first bad row, or ``skip`` them all and name each in ``Profile.bad_rows``.
+
+    Raises:
+        ProfileError: a file that cannot be read, columns that are missing or of the wrong kind, no usable row, or
+            a bad row; names the row and the column.
+        ConfigError: Polars is not installed; another ``on_bad``.
+    """
+    check_on_bad(on_bad)
+    pl = need("polars", "lab")
+    source, form = Path(path), _format(path)
+    try:
+        frame = pl.scan_parquet(source) if form == "parquet" else pl.scan_csv(source, infer_schema=False)
+        return _collect(pl, frame, source, on_bad, {})
+    except pl.exceptions.PolarsError as error:
+        if form == "parquet":
+            raise ProfileError(f"{source}: {_line(error)}; give a Parquet file with the profile's columns") from error
+        # Ragged or not UTF-8: Polars does not say where. Read again, slowly, to name the rows.
+    try:
+        slow, odd = by_hand(pl, source)
+        return _collect(pl, slow.lazy(), source, on_bad, odd)
+    except pl.exceptions.PolarsError as error:
+        raise ProfileError(f"{source}: {_line(error)}") from error
+
+
+def is_log(path: str | os.PathLike[str]) -> bool:
+    """Whether the file looks like an event log (its first character that is no blank is a brace).
+
+    Raises:
+        ProfileError: a file that cannot be opened.
+    """
+    return _head(path).lstrip().startswith(b"{")
+
+
+def _format(path: str | os.PathLike[str]) -> _Format:
+    head = _head(path)
+    if not head.strip():
+        raise ProfileError(f"{os.fspath(path)}: the file is empty; give a header and at least one failure")
+    if head.lstrip().startswith(b"{"):
+        raise ProfileError(f"{os.fspath(path)}: an event log, not a profile; read it with lab.logs.read_log")
+    return "parquet" if head.startswith(_PARQUET) else "csv"
+
+
+def _head(path: str | os.PathLike[str]) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(256)
+    except OSError as error:
+        raise ProfileError(f"{os.fspath(path)}: {error.strerror or error}") from error
+
+
+def _collect(pl: Any, frame: pl.LazyFrame, source: Path, on_bad: OnBad, odd: Mapping[int, str]) -> Profile:
+    schema = dict(frame.collect_schema())
+    features, rates = _columns(pl, schema, source)
+    numbers = (_COUNT, *features, *rates)
+    checks = [text_check(pl, name) for name in IDENTIFIERS]
+    checks += [number_check(pl, name, rate=name in rates, count=name == _COUNT) for name in numbers]
+    table = (
+        frame.with_row_index("_row", offset=1)
+        .select(
+            "_row",
+            *(pl.col(name).cast(pl.String).str.strip_chars() for name in IDENTIFIERS),
+            *(as_number(pl, name) for name in numbers),
+            pl.coalesce(*checks).alias("_why"),
+        )
+        .collect(engine="streaming")
+        .sort("_row")
+    )
+    bad = reasons(table, odd)
+    if bad and on_bad == "raise":
+        row, why = min(bad.items())
+        raise ProfileError(
+            f"{source}: row {row}: {why}; mend it, or skip such rows (on_bad='skip')",
+            row=row,
+            column=why.split(":", 1)[0],
+        )
+    good = table.filter(~pl.col("_row").is_in(list(bad)))
+    if good.is_empty():
+        raise ProfileError(f"{source}: no usable row among {len(table)}; give at least one failure")
+    known = {*IDENTIFIERS, *numbers}
+    return Profile(
+        **{name: good[name].to_list() for name in IDENTIFIERS},
+        n_failed=good[_COUNT].cast(pl.Int64).to_numpy(),
+        features={name: good[name].to_numpy() for name in features},
+        rates={name: good[name].to_numpy() for name in rates},
+        bad_rows=tuple(sorted(bad.items())),
+        ignored=tuple(name for name in schema if name not in known),
+    )
+
+
+def _columns(pl: Any, schema: Mapping[str, Any], source: Path) -> tuple[list[str], list[str]]:
+    missing = [name for name in (*IDENTIFIERS, _COUNT) if name not in schema]
+    for kind in (TWO_MODEL, ONE_MODEL):
+        there = [name for name in kind if name in schema]
+        missing += [name for name in kind if there and name not in there]
+    if missing:
+        raise ProfileError(f"{source}: columns {missing} are missing; the file has {list(schema)}", column=missing[0])
+    features = [name for name in (*TWO_MODEL, *ONE_MODEL) if name in schema]
+    rates = [name for name in get_args(Operator) if name in schema]
+    for name in (_COUNT, *features, *rates):
+        if not (schema[name].is_numeric() or schema[name] == pl.String):
+            raise ProfileError(f"{source}: column {name!r} is of type {schema[name]}; give numbers", column=name)
+    for name in IDENTIFIERS:
+        if not (schema[name].is_integer() or schema[name] in (pl.String, pl.Categorical)):
+            raise ProfileError(f"{source}: column {name!r} is of type {schema[name]}; give text", column=name)
+    return features, rates
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
