@@ -3,8 +3,6 @@
 The agent's own state is ``question`` and ``answer``; the other keys are the recovery graph's.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from langgraph.graph import END, START, StateGraph

@@ -290,3 +290,10 @@ def test_the_command_line(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, [str(file), "--policy", "wish"])
     assert wrong.exit_code == 1
     assert "does not exist" in wrong.output
+
+
+def test_a_sweep_on_ray_gives_what_threads_give() -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    given = made(40)
+    runs = [simulate(given, ("retry", "learned"), orders=8, workers=2, engine=e) for e in ("threads", "ray")]
+    assert runs[0].as_dict() == runs[1].as_dict()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from rfx_agent._errors import RfxError
 from rfx_agent.cli.lab_show import accuracy_table, finite, population_table, regime_table
+from rfx_agent.cli.options import Engine
 from rfx_agent.cli.show import plain
 
 if TYPE_CHECKING:
@@ -32,11 +33,6 @@ class _Bad(StrEnum):
     @property
     def way(self) -> OnBad:
         return "skip" if self is _Bad.skip else "raise"
-
-
-class _Engine(StrEnum):
-    threads = "threads"
-    ray = "ray"
 
 
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
@@ -160,7 +156,7 @@ def report(
 def extract(
     source: Annotated[Path, typer.Argument(help="Parquet of token log-probabilities, one row per rollout.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Parquet of features, one row per rollout.")],
-    engine: Annotated[_Engine, typer.Option(help="Threads of this machine, or a Ray cluster.")] = _Engine.threads,
+    engine: Annotated[Engine, typer.Option(help="Threads of this machine, or a Ray cluster.")] = Engine.threads,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads or Ray tasks at once.")] = None,
     temperature: Annotated[float, typer.Option(help="Decode temperature of the features.")] = 0.6,
     on_bad: _OnBad = _Bad.fail,

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from rfx_agent._errors import ConfigError, RfxError
 from rfx_agent._types import Operator
+from rfx_agent.cli.options import Engine
 from rfx_agent.lab.simulate import NAMES, Simulation
 from rfx_agent.lab.simulate import simulate as run
 from rfx_agent.policies._base import ROUTES
@@ -38,7 +39,8 @@ def simulate(
         list[str] | None,
         typer.Option(help="OPERATOR=COST of one attempt, again for more; 1 each otherwise.", show_default=False),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Threads, or Ray's workers.")] = 1,
+    engine: Annotated[Engine, typer.Option(help="What the workers are.")] = Engine.threads,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip malformed rows, and name them.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
@@ -59,6 +61,7 @@ def simulate(
             seed=seed,
             costs=_costs(cost or []),
             workers=workers,
+            engine=engine.value,
         )
     except RfxError as error:
         Console(stderr=True).print(f"rfx: {error}", style="red", markup=False, highlight=False)

@@ -11,16 +11,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from rfx_agent._errors import ConfigError
 from rfx_agent.lab._common import BadRow, OnBad, ProfileError, check_on_bad, need
 from rfx_agent.lab.batches import INPUT, check_schema, features_of_batch, output_schema
 
-if TYPE_CHECKING:
-    import pyarrow as pa  # type: ignore[import-untyped]  # ships no stubs
-
 __all__ = ["Extracted", "extract", "map_batches"]
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 _BATCH_BYTES = 24 << 20  # of input decoded at a time; a worker needs a few times that
 _OBJECT_STORE = 256 << 20  # of a Ray that is started here
@@ -107,17 +107,17 @@ def extract(
 
 
 def map_batches(
-    work: Callable[[pa.RecordBatch], pa.RecordBatch],
-    batches: Iterable[pa.RecordBatch],
+    work: Callable[[Given], Made],
+    batches: Iterable[Given],
     *,
     engine: str = "threads",
     workers: int | None = None,
-) -> Iterator[pa.RecordBatch]:
+) -> Iterator[Made]:
     """``work`` over batches, in order, with at most ``workers`` + 1 of them in memory.
 
     Args:
         work: a pure function; for Ray it must pickle.
-        batches: read only as fast as results are taken.
+        batches: Arrow batches, or jobs of a simulation; read only as fast as results are taken.
         engine: ``threads`` or ``ray``.
         workers: the machine's cores by default.
 

@@ -6,7 +6,6 @@ Each cell is replayed on its own and every policy starts it fresh; see ``lab._re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from rfx_agent.lab._named import NAMES, ROUND, maker, parse, worth
 from rfx_agent.lab._replay import Cell, Tally, replay
 from rfx_agent.lab._summary import mean_of, summarise
 from rfx_agent.lab.profiles import Profile
+from rfx_agent.lab.scale import map_batches
 from rfx_agent.policies._population import OPERATORS
 from rfx_agent.policies.learned import LearnedPolicy
 
@@ -71,6 +71,7 @@ def simulate(
     learned: LearnedPolicy | None = None,
     costs: Mapping[Operator, float] | None = None,
     workers: int = 1,
+    engine: str = "threads",
 ) -> Simulation:
     """Replay ``policies`` on ``profile``, prequentially, in ``orders`` seeded orders.
 
@@ -82,7 +83,8 @@ def simulate(
         seed: of orders, outcomes and intervals.
         learned: the policy behind ``learned`` and ``learned:PRICE``; with the built-in prior and no price by default.
         costs: cost of one attempt per operator, for the figures of cost; 1 by default.
-        workers: threads. The result does not depend on their number.
+        workers: threads, or Ray's workers. The result does not depend on their number.
+        engine: ``threads`` or ``ray``; the results are the same.
 
     Raises:
         ConfigError: names, budgets or counts that cannot work; a profile without operators that a policy needs.
@@ -104,10 +106,10 @@ def simulate(
 
     jobs = [(i, name, start) for i in range(len(cells)) for name in chosen for start in range(0, orders, _BLOCK)]
     tallies: dict[tuple[int, str], Tally] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        for (index, name, _), tally in zip(jobs, pool.map(block, jobs), strict=True):
-            key = (index, name)
-            tallies[key] = tallies[key] + tally if key in tallies else tally
+    played = map_batches(block, jobs, engine=engine, workers=workers)
+    for (index, name, _), tally in zip(jobs, played, strict=True):
+        key = (index, name)
+        tallies[key] = tallies[key] + tally if key in tallies else tally
     figures = {
         cell.name: {
             name: summarise(
