@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from rfx_agent._records import Decision, Diagnosis, Route
+from rfx_agent._types import Operator
 
 if TYPE_CHECKING:
-    from rfx_agent._records import Decision, Diagnosis, Route
-    from rfx_agent._types import Operator
     from rfx_agent.budgets import Ledger
 
-__all__ = ["ROUTES", "Policy"]
+__all__ = ["ROUTES", "Policy", "draft", "settled"]
 
 ROUTES: dict[Operator, Route] = {
     "retry": "resample",
@@ -34,3 +36,52 @@ class Policy(Protocol):
     def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
         """The next route. Pure: the same arguments give the same decision."""
         ...
+
+
+def draft(
+    policy: Policy,
+    diagnosis: Diagnosis,
+    ledger: Ledger,
+    route: Route,
+    operator: Operator | None,
+    reason: str,
+    sentence: str,
+    *,
+    expected: Mapping[Any, float] | None = None,
+    **more: Any,
+) -> Decision:
+    """A decision with what it rested on copied from the diagnosis and the ledger.
+
+    Args:
+        policy: whose decision it is.
+        diagnosis: what was known.
+        ledger: what was left.
+        route, operator, reason, sentence: see ``Decision``.
+        expected: expected rescue; kept for the operators that can be carried out.
+        more: further fields of ``Decision``.
+    """
+    return Decision(
+        route=route,
+        operator=operator,
+        regime=more.pop("regime", None),
+        reason=reason,
+        sentence=sentence,
+        policy=policy.version,
+        evidence=diagnosis.evidence,
+        features=diagnosis.features,
+        z=diagnosis.z,
+        posterior=diagnosis.posterior,
+        expected={op: p for op, p in (expected or {}).items() if op in diagnosis.cost},
+        budget_before=ledger.remaining(),
+        **more,
+    )
+
+
+def settled(policy: Policy, diagnosis: Diagnosis, ledger: Ledger) -> Decision | None:
+    """The decision that no policy has a say in: what passed is accepted, and a model out of reach is asked no more."""
+    if diagnosis.passed is not None:
+        sentence = f"{diagnosis.passed} passed its verifier."
+        return draft(policy, diagnosis, ledger, "accept", None, "passed", sentence)
+    if diagnosis.blocked:
+        return draft(policy, diagnosis, ledger, "escalate", "human", "sampler_error", diagnosis.blocked)
+    return None

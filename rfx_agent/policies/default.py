@@ -15,7 +15,7 @@ from rfx_agent._records import Decision, Diagnosis, Regime, Route
 from rfx_agent._types import Operator
 from rfx_agent.budgets import Ledger
 from rfx_agent.numerics.posterior import mean
-from rfx_agent.policies._base import ROUTES
+from rfx_agent.policies._base import ROUTES, draft, settled
 from rfx_agent.routing import RoutingRule, operator_of
 
 __all__ = ["DefaultPolicy"]
@@ -65,12 +65,8 @@ class DefaultPolicy:
 
     def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
         """The next route (see the class)."""
-        if diagnosis.passed is not None:
-            return self._decision(
-                diagnosis, ledger, {}, "accept", None, None, "passed", f"{diagnosis.passed} passed its verifier."
-            )
-        if diagnosis.blocked:
-            return self._escalate(diagnosis, ledger, {}, "sampler_error", diagnosis.blocked)
+        if (decision := settled(self, diagnosis, ledger)) is not None:
+            return decision
         rescue = {op: mean(prior) for op, prior in diagnosis.posterior.items()}
         untried = [op for op in ROUTES if op in diagnosis.cost and self._left(diagnosis, op)]
         if not untried:
@@ -177,19 +173,16 @@ class DefaultPolicy:
         *,
         from_junction: bool = False,
     ) -> Decision:
-        return Decision(
-            route=route,
-            operator=operator,
-            regime=regime,
-            reason=reason,
-            sentence=sentence,
-            policy=self.version,
-            evidence=d.evidence,
-            features=d.features,
-            z=d.z,
-            posterior=d.posterior,
+        return draft(
+            self,
+            d,
+            ledger,
+            route,
+            operator,
+            reason,
+            sentence,
             expected=rescue,
+            regime=regime,
             temperature=self.lifted_temperature if operator == "local_temp" else None,
             from_junction=from_junction,
-            budget_before=ledger.remaining(),
         )

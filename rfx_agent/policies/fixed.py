@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from rfx_agent._errors import ConfigError
-from rfx_agent._records import Decision, Diagnosis, Route
+from rfx_agent._records import Decision, Diagnosis
 from rfx_agent._types import Operator
 from rfx_agent.budgets import Ledger
-from rfx_agent.policies._base import ROUTES
+from rfx_agent.policies._base import ROUTES, draft, settled
 
 __all__ = ["FixedPolicy"]
 
@@ -38,44 +38,17 @@ class FixedPolicy:
 
     def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
         """The next operator of the sequence that this deployment has and can pay for."""
-        if diagnosis.passed is not None:
-            return self._decision(diagnosis, ledger, "accept", None, "passed", f"{diagnosis.passed} passed.")
-        if diagnosis.blocked:
-            return self._decision(diagnosis, ledger, "escalate", "human", "sampler_error", diagnosis.blocked)
+        if (decision := settled(self, diagnosis, ledger)) is not None:
+            return decision
         had = [op for op in self.operators if op in diagnosis.cost]
         if not had:
-            return self._decision(
-                diagnosis, ledger, "escalate", "human", "no_route", "No operator of the sequence is to be had."
-            )
+            sentence = "No operator of the sequence is to be had."
+            return draft(self, diagnosis, ledger, "escalate", "human", "no_route", sentence)
         turn = sum(diagnosis.tried.get(op, 0) for op in dict.fromkeys(had))
         operator = had[turn % len(had)]
         if short := ledger.shortfall(diagnosis.cost[operator]):
             reason, sentence = f"budget:{short[0]}", f"The budget has too few {short[0]} left."
-            return self._decision(diagnosis, ledger, "escalate", "human", reason, sentence)
-        return self._decision(
-            diagnosis, ledger, ROUTES[operator], operator, f"fixed:{operator}", f"Next in turn: {operator}."
-        )
-
-    def _decision(
-        self,
-        d: Diagnosis,
-        ledger: Ledger,
-        route: Route,
-        operator: Operator | None,
-        reason: str,
-        sentence: str,
-    ) -> Decision:
-        return Decision(
-            route=route,
-            operator=operator,
-            regime=None,
-            reason=reason,
-            sentence=sentence,
-            policy=self.version,
-            evidence=d.evidence,
-            features=d.features,
-            z=d.z,
-            posterior=d.posterior,
-            temperature=self.lifted_temperature if operator == "local_temp" else None,
-            budget_before=ledger.remaining(),
-        )
+            return draft(self, diagnosis, ledger, "escalate", "human", reason, sentence)
+        heat = self.lifted_temperature if operator == "local_temp" else None
+        reason, sentence = f"fixed:{operator}", f"Next in turn: {operator}."
+        return draft(self, diagnosis, ledger, ROUTES[operator], operator, reason, sentence, temperature=heat)

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rfx_agent._errors import ConfigError
-from rfx_agent._records import Decision, Diagnosis, Regime, Route
+from rfx_agent._records import Decision, Diagnosis, Regime
 from rfx_agent._types import Operator
 from rfx_agent.budgets import Ledger
 from rfx_agent.case import Case
-from rfx_agent.policies._base import ROUTES
+from rfx_agent.policies._base import ROUTES, draft, settled
 from rfx_agent.policies._belief import Belief
 from rfx_agent.policies._population import OPERATORS, PopulationPrior, Tries, hypotheses, predict, weigh
 from rfx_agent.policies._seen import seen_in
@@ -88,22 +88,19 @@ class LearnedPolicy:
 
     def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
         """The next route (see the class)."""
-        if diagnosis.passed is not None:
-            return self._decision(diagnosis, ledger, {}, "accept", None, "passed", f"{diagnosis.passed} passed.")
-        if diagnosis.blocked:
-            return self._decision(diagnosis, ledger, {}, "escalate", "human", "sampler_error", diagnosis.blocked)
+        if (decision := settled(self, diagnosis, ledger)) is not None:
+            return decision
         tries = self._tries(diagnosis)
         rescue = self.expected(tries)
         had = [op for op in OPERATORS if op in diagnosis.cost]
         if not had:
-            return self._decision(
-                diagnosis, ledger, rescue, "escalate", "human", "no_route", "No operator is to be had."
-            )
+            sentence = "No operator is to be had."
+            return draft(self, diagnosis, ledger, "escalate", "human", "no_route", sentence, expected=rescue)
         options = [op for op in had if not ledger.shortfall(diagnosis.cost[op])]
         if not options:
             cap = ledger.shortfall(diagnosis.cost[had[0]])[0]
             sentence = f"The budget has too few {cap} left."
-            return self._decision(diagnosis, ledger, rescue, "escalate", "human", f"budget:{cap}", sentence)
+            return draft(self, diagnosis, ledger, "escalate", "human", f"budget:{cap}", sentence, expected=rescue)
         available = np.array([op in options for op in OPERATORS])
         made = self.belief.attempts()
         untested = np.array([[made.get(op, 0) < self.explore and not tries.get(op, 0) for op in OPERATORS]])
@@ -113,8 +110,16 @@ class LearnedPolicy:
         if chosen < 0:
             best = max(options, key=lambda op: rescue[op])
             sentence = f"{so_far}: the best option left, {best}, rescues with {rescue[best]:.0%}: not worth its cost."
-            return self._decision(
-                diagnosis, ledger, rescue, "escalate", "human", "not_worth", sentence, regime="out_of_reach"
+            return draft(
+                self,
+                diagnosis,
+                ledger,
+                "escalate",
+                "human",
+                "not_worth",
+                sentence,
+                expected=rescue,
+                regime="out_of_reach",
             )
         operator = OPERATORS[chosen]
         sentence = (
@@ -123,8 +128,17 @@ class LearnedPolicy:
         )
         # As the default policy says it: another draw suffices, or something else is needed.
         regime: Regime = "stochastic" if operator == "retry" else "structural"
-        return self._decision(
-            diagnosis, ledger, rescue, ROUTES[operator], operator, f"learned:{operator}", sentence, regime=regime
+        return draft(
+            self,
+            diagnosis,
+            ledger,
+            ROUTES[operator],
+            operator,
+            f"learned:{operator}",
+            sentence,
+            expected=rescue,
+            regime=regime,
+            temperature=self.lifted_temperature if operator == "local_temp" else None,
         )
 
     def _tries(self, d: Diagnosis) -> dict[Operator, int]:
@@ -142,34 +156,6 @@ class LearnedPolicy:
     def _weights(self) -> npt.NDArray[np.floating]:
         share = min(1.0, self.memory / max(self.belief.failures, 1.0))
         return weigh(hypotheses(self.prior).log_prior + self.evidence() * share)[None]
-
-    def _decision(
-        self,
-        d: Diagnosis,
-        ledger: Ledger,
-        rescue: Mapping[Operator, float],
-        route: Route,
-        operator: Operator | None,
-        reason: str,
-        sentence: str,
-        *,
-        regime: Regime | None = None,
-    ) -> Decision:
-        return Decision(
-            route=route,
-            operator=operator,
-            regime=regime,
-            reason=reason,
-            sentence=sentence,
-            policy=self.version,
-            evidence=d.evidence,
-            features=d.features,
-            z=d.z,
-            posterior=d.posterior,
-            expected={op: p for op, p in rescue.items() if op in d.cost},
-            temperature=self.lifted_temperature if operator == "local_temp" else None,
-            budget_before=ledger.remaining(),
-        )
 
 
 @lru_cache(maxsize=32)
