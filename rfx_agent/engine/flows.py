@@ -76,7 +76,8 @@ def resample(r: Recovery, case: Case) -> Flow[Case]:
 def steer(r: Recovery, case: Case) -> Flow[Case]:
     """Decode again with the decision's operator applied to a failed draw's junction."""
     operator = case.decision.operator or "dense_steer"
-    failed = next((x for x in case.draws() if not x.passed), None)
+    # A candidate from outside has no table, so the junction is another draw's.
+    failed = min((x for x in case.draws() if not x.passed), key=lambda x: x.junction is None, default=None)
     if r.steerer is None or failed is None:
         note = "there is nothing to steer, or nothing to steer with"
         return _paid(case.add((), Attempt(operator, 1, 0, note=note)))

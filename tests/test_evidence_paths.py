@@ -1,0 +1,130 @@
+"""Two-model evidence through the engine: scored, calibrated, routed to a steerer; and what happens when it breaks."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from scenarios import STEP
+
+from rfx_agent import Calibration, Case, Recovery, Rollout, SampleRequest, SampleResult, Step, Usage, recovery_graph
+from rfx_agent.adapters.langgraph import outcome_of, step_input
+from rfx_agent.case import decode
+from rfx_agent.features import TopLogprobs, evidence_of
+from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
+
+
+def table(seed: int) -> TopLogprobs:
+    """Ten positions, six alternatives; the taken token is the first of each row, whatever the seed."""
+    rng = np.random.default_rng(seed)
+    values = np.log(rng.dirichlet(np.ones(6), size=10))
+    ids = np.arange(60).reshape(10, 6)
+    return TopLogprobs(ids, values, ids[:, 0])
+
+
+def failing(i: int) -> Rollout:
+    return Rollout(f"wrong {i}", response_id=f"x:{i}", usage=Usage(5, 10, 1), tokens=("ab ",) * 10, logprobs=table(i))
+
+
+class Ancestor:
+    name = "ancestor"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def score(self, step: Step, rollouts: Sequence[Rollout]) -> list[TopLogprobs]:
+        if self.error is not None:
+            raise self.error
+        return [table(100 + i) for i, _ in enumerate(rollouts)]
+
+    async def ascore(self, step: Step, rollouts: Sequence[Rollout]) -> list[TopLogprobs]:
+        return self.score(step, rollouts)
+
+
+class Steering:
+    name = "steering"
+    operators = ("dense_steer", "sparse_steer", "sparse_steer_random")
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int | None]] = []
+
+    def steer(self, step: Step, operator: str, rollout: Rollout, request: SampleRequest) -> SampleResult:
+        self.asked.append((operator, rollout.junction))
+        return SampleResult((Rollout("42", usage=Usage(5, 10, 1)),), Usage(5, 10, 1))
+
+    async def asteer(self, step: Step, operator: str, rollout: Rollout, request: SampleRequest) -> SampleResult:
+        return self.steer(step, operator, rollout, request)
+
+
+class Traces:
+    def __init__(self) -> None:
+        self.kept: list[Rollout] = []
+
+    def put(self, step_id: str, rollouts: Sequence[Rollout]) -> None:
+        self.kept += rollouts
+
+
+def calibrated() -> Calibration:
+    """A population around these failures in which their spread stands out, so that the rule asks for dense steering."""
+    found = evidence_of([failing(i) for i in range(3)], [table(100 + i) for i in range(3)]).features
+    assert found is not None
+    columns = {
+        name: value + np.array([-0.3, 0.2] * 20) - (0.1 if name == "spread" else -0.1) for name, value in found.items()
+    }
+    return Calibration.from_failures(columns, name="ours", pair="a/b", task="t")
+
+
+def recovery(**parts: Any) -> Recovery:
+    base: dict[str, Any] = {
+        "sampler": ScriptedSampler([failing(i) for i in range(3)], last="wrong"),
+        "verifier": ScriptedVerifier(["42"]),
+        "scorer": Ancestor(),
+    }
+    return Recovery(**(base | parts))
+
+
+@pytest.mark.parametrize("way", ["sync", "async", "graph"])
+def test_calibrated_features_route_to_the_steerer(way: str) -> None:
+    steerer = Steering()
+    r = recovery(steerer=steerer, calibration=calibrated())
+    if way == "graph":
+        state = recovery_graph(r, interrupts=False).invoke(step_input(STEP, "41"))
+        case, outcome = decode(Case, state["recovery"]), outcome_of(state)
+    else:
+        case = r.run(STEP, "41") if way == "sync" else asyncio.run(r.arun(STEP, "41"))
+        assert case.outcome is not None
+        outcome = case.outcome
+    assert (outcome.status, outcome.by) == ("rescued", "dense_steer")
+    assert case.decisions[0].evidence == "two_model"
+    assert case.decisions[0].reason == "rule:dense_steer"
+    assert case.decisions[0].budget_after is not None
+    operator, junction = steerer.asked[0]
+    assert operator == "dense_steer"
+    assert junction is not None
+    assert junction % 3 == 0  # three characters a token
+
+
+def test_features_outside_their_calibration_are_reported_and_do_not_route() -> None:
+    case = recovery(steerer=Steering()).run(STEP, "41")  # against the published population
+    first = case.decisions[0]
+    assert first.evidence == "two_model"
+    assert first.features is not None
+    assert not first.reason.startswith("rule:")
+    assert case.diagnosis is not None
+    assert any("lies outside calibration" in caveat for caveat in case.diagnosis.caveats)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ancestor is down"), ValueError("bad ids")])
+def test_a_scorer_that_fails_degrades_the_evidence_and_says_so(error: Exception) -> None:
+    case = recovery(scorer=Ancestor(error)).run(STEP, "41")
+    assert case.decisions[0].evidence == "one_model"
+    assert any(str(error) in note for note in case.notes)
+
+
+def test_raw_tables_go_to_the_trace_store_once_and_no_further() -> None:
+    traces = Traces()
+    case = recovery(traces=traces).run(STEP, "41")
+    raw = [x for x in traces.kept if x.logprobs is not None]
+    assert [x.text for x in raw] == ["wrong 0", "wrong 1", "wrong 2"]
+    assert all(x.logprobs is None and x.tokens is None for x in case.rollouts)
