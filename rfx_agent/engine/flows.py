@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -81,10 +82,13 @@ def steer(r: Recovery, case: Case) -> Flow[Case]:
     if r.steerer is None or failed is None:
         note = "there is nothing to steer, or nothing to steer with"
         return _paid(case.add((), Attempt(operator, 1, 0, note=note)))
-    ask = SampleRequest(case.step.messages, 1, r.temperature, r.max_tokens, seed_of(r, case))
-    call = Call(r.steerer.steer, r.steerer.asteer, (case.step, operator, failed, ask))
-    case = yield from _taken(r, case, operator, 1, call)
-    return _paid(case)
+    steerer = r.steerer
+
+    def call(n: int) -> Call:
+        ask = SampleRequest(case.step.messages, n, r.temperature, r.max_tokens, seed_of(r, case))
+        return Call(steerer.steer, steerer.asteer, (case.step, operator, failed, ask))
+
+    return _paid((yield from _taken(r, case, operator, 1, call, r.temperature)))
 
 
 def tool_verify(r: Recovery, case: Case) -> Flow[Case]:
@@ -131,33 +135,34 @@ def _draw(
     temperature: float | None = None,
     prefix: str | None = None,
 ) -> Flow[Case]:
-    """Up to ``wanted`` draws, as many as the budget can pay for."""
+    """Up to ``wanted`` draws from the original prompt."""
     heat = r.temperature if temperature is None else temperature
-    each = r.bound(case, case.step.messages, prefix or "") + Spend(attempts=1)
-    n = case.ledger.affordable(each, most=wanted)
-    if n == 0:
-        caps = ", ".join(case.ledger.shortfall(each))
-        return case.add((), Attempt(operator, wanted, 0, note=f"the budget cannot pay for a draw: {caps}"))
-    ask = SampleRequest(case.step.messages, n, heat, r.max_tokens, seed_of(r, case), prefix)
-    call = Call(r.sampler.sample, r.sampler.asample, (ask,))
-    return (yield from _taken(r, case, operator, n, call, heat, prefix or ""))
+
+    def call(n: int) -> Call:
+        ask = SampleRequest(case.step.messages, n, heat, r.max_tokens, seed_of(r, case), prefix)
+        return Call(r.sampler.sample, r.sampler.asample, (ask,))
+
+    return (yield from _taken(r, case, operator, wanted, call, heat, prefix or ""))
 
 
 def _taken(
     r: Recovery,
     case: Case,
     operator: Operator,
-    n: int,
-    call: Call,
-    temperature: float | None = None,
+    wanted: int,
+    call: Callable[[int], Call],
+    temperature: float,
     prefix: str = "",
 ) -> Flow[Case]:
-    """Make ``call`` for ``n`` candidates and take in what came back."""
-    before = case.ledger.spent.tokens
+    """Ask for as many of ``wanted`` candidates as the budget can pay for, and take in what came back."""
     each = r.bound(case, case.step.messages, prefix) + Spend(attempts=1)
-    case, rollouts = yield from ask_model(r, case, call, operator, each, n)
-    heat = r.temperature if temperature is None else temperature
-    made = tuple(replace(x, operator=operator, temperature=heat) for x in rollouts[:n])
+    n = case.ledger.affordable(each, most=wanted)
+    if n == 0:
+        caps = ", ".join(case.ledger.shortfall(each))
+        return case.add((), Attempt(operator, wanted, 0, note=f"the budget cannot pay for a draw: {caps}"))
+    before = case.ledger.spent.tokens
+    case, rollouts = yield from ask_model(r, case, call(n), operator, each, n)
+    made = tuple(replace(x, operator=operator, temperature=temperature) for x in rollouts[:n])
     note = f"{len(made)} of {n} came back" if len(made) < n else ""
     tokens = case.ledger.spent.tokens - before
     case = case.add(made, Attempt(operator, n, len(made), tokens=tokens, note=case.blocked or note))
