@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diagnoses import DECODING, ONE, diagnosis
 
 from rfx_agent import Recovery, Step
 from rfx_agent._errors import ConfigError
-from rfx_agent._records import Diagnosis
-from rfx_agent._types import Agreement, Spend
 from rfx_agent.budgets import Ledger, RetryBudget
 from rfx_agent.policies import Belief, LearnedPolicy, MemoryPolicyStore, Policy, PolicyStore, PopulationPrior, Worth
 from rfx_agent.policies._population import OPERATORS, Hypotheses, hypotheses, predict, weigh
@@ -21,29 +20,8 @@ from rfx_agent.policies._seen import seen_in
 from rfx_agent.policies._worth import choose
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
-ONE = Spend(attempts=1, samples=1, tokens=100)
-DECODING = ("retry", "local_temp", "sparse_steer", "sparse_steer_random", "dense_steer")
 SMALL = PopulationPrior(size=64)
 NONE = (0,) * len(OPERATORS)
-
-
-def diagnosis(**changes: Any) -> Diagnosis:
-    base = Diagnosis(
-        step_id="s",
-        evidence="samples",
-        features=None,
-        z=None,
-        calibration="published",
-        routable=False,
-        caveats=(),
-        draws=1,
-        passes=0,
-        agreement=Agreement(1, 1, 1.0, 0.0),
-        posterior=dict.fromkeys(DECODING, (0.27, 0.45)),
-        tried={},
-        cost=dict.fromkeys(DECODING, ONE),
-    )
-    return replace(base, **changes)
 
 
 def tries(**counts: int) -> tuple[int, ...]:

@@ -6,34 +6,23 @@ import json
 import logging
 from typing import Any
 
+import diagnoses
 import pytest
 from langgraph.errors import GraphInterrupt
 
 from rfx_agent import DefaultPolicy, Diagnosis, FixedPolicy, Recovery, Step
 from rfx_agent._records import Decision
-from rfx_agent._types import Agreement, Spend
 from rfx_agent.budgets import Ledger
 from rfx_agent.policies import Difference, LearnedPolicy, Policy, ShadowPolicy
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
-ONE = Spend(attempts=1, samples=1, tokens=100)
-
 
 def diagnosis(passed: str | None = None) -> Diagnosis:
-    return Diagnosis(
+    return diagnoses.diagnosis(
         step_id="s7",
-        evidence="samples",
-        features=None,
-        z=None,
-        calibration="published",
-        routable=False,
-        caveats=(),
-        draws=1,
-        passes=0,
-        agreement=Agreement(1, 1, 1.0, 0.0),
         posterior={"retry": (0.27, 1.45), "tool": (1.0, 1.0)},
         tried={"tool": 1},
-        cost=dict.fromkeys(("retry", "tool"), ONE),
+        cost=dict.fromkeys(("retry", "tool"), diagnoses.ONE),
         passed=passed,
     )
 

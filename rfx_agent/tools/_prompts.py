@@ -21,6 +21,13 @@ def quoted(tag: str, text: str) -> str:
     return f"<{tag}>\n{safe}\n</{tag}>"
 
 
+def begun(prefix: str | None) -> str:
+    """What is added to a prompt to show work of unknown worth; nothing when there is none."""
+    if prefix is None or not prefix.strip():
+        return ""
+    return f"\n\nSomeone began to solve it like this. It may be wrong; check it:\n{quoted('work', prefix.strip())}"
+
+
 def problem_text(step: Step) -> str:
     """The text of the step's original messages; with their roles where there are several."""
     parts = [(str(m.get("role", "")), _content(m.get("content"))) for m in step.messages]

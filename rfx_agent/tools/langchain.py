@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from rfx_agent._errors import ConfigError, ToolInputError, is_control_flow
 from rfx_agent._types import Message, Spend, Step, ToolResult
-from rfx_agent.tools._prompts import clip, fenced_blocks, problem_text, quoted
+from rfx_agent.tools._prompts import begun, clip, fenced_blocks, problem_text, quoted
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -36,11 +36,6 @@ JSON schema of its arguments:
 {schema}
 
 Reply with one JSON object that holds the tool's arguments, and nothing else."""
-
-_PREFIX = """
-
-Someone began to solve it like this. It may be wrong; check it:
-{prefix}"""
 
 _REPAIR = """\
 This call of the tool {name} was meant to solve the problem, and it failed.
@@ -113,10 +108,7 @@ class LangChainTool:
 
     def prompt(self, step: Step, *, prefix: str | None = None) -> tuple[Message, ...]:
         """Messages that ask for the tool's arguments; ``prefix`` is shown as work of unknown worth."""
-        text = self._fill(_ASK, step)
-        if prefix is not None and prefix.strip():
-            text += _PREFIX.format(prefix=quoted("work", prefix.strip()))
-        return ({"role": "user", "content": text},)
+        return ({"role": "user", "content": self._fill(_ASK, step) + begun(prefix)},)
 
     def repair(self, step: Step, source: str, result: ToolResult) -> tuple[Message, ...]:
         """Messages that show the arguments and the error once, and ask again."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from rfx_agent._errors import ConfigError, ToolInputError
 from rfx_agent._types import Message, Spend, Step, ToolResult
-from rfx_agent.tools._prompts import fenced_blocks, problem_text, quoted
+from rfx_agent.tools._prompts import begun, fenced_blocks, problem_text, quoted
 from rfx_agent.tools.sandbox import Sandbox
 
 __all__ = ["ProgramTool"]
@@ -37,11 +37,6 @@ Rules:
 - The modules {modules} are imported already. There are no others, no input() and no files.
 
 Reply with one Python code block and nothing else."""
-
-_PREFIX = """
-
-Someone began to solve it like this. It may be wrong; check it:
-{prefix}"""
 
 _REPAIR = """\
 This program was meant to solve the problem, and it failed.
@@ -83,10 +78,7 @@ class ProgramTool:
 
     def prompt(self, step: Step, *, prefix: str | None = None) -> tuple[Message, ...]:
         """Messages that ask for a program; ``prefix`` is shown as work of unknown worth."""
-        text = self._fill(_ASK, step)
-        if prefix is not None and prefix.strip():
-            text += _PREFIX.format(prefix=quoted("work", prefix.strip()))
-        return ({"role": "user", "content": text},)
+        return ({"role": "user", "content": self._fill(_ASK, step) + begun(prefix)},)
 
     def repair(self, step: Step, source: str, result: ToolResult) -> tuple[Message, ...]:
         """Messages that show the program and its error once, and ask again."""
