@@ -18,6 +18,7 @@ from rfx_agent._errors import (
     RfxError,
     SamplerError,
     SamplerTimeout,
+    TokenizerMismatch,
     ToolError,
     ToolInputError,
     Unresolved,
@@ -26,7 +27,7 @@ from rfx_agent._errors import (
     WeightsError,
 )
 from rfx_agent._records import Decision, Diagnosis
-from rfx_agent._types import Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
+from rfx_agent._types import Rollout, SampleRequest, SampleResult, ScoreResult, Step, Usage, Verdict
 from rfx_agent.budgets import Ledger, Price, RetryBudget
 from rfx_agent.calibration import Calibration
 from rfx_agent.case import Case, Outcome
@@ -89,8 +90,10 @@ __all__ = [
     "SampleResult",
     "SamplerError",
     "SamplerTimeout",
+    "ScoreResult",
     "ShadowPolicy",
     "Step",
+    "TokenizerMismatch",
     "ToolError",
     "ToolInputError",
     "Unresolved",

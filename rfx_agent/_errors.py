@@ -2,6 +2,7 @@
 
     RfxError
     ├── ConfigError            a parameter that cannot work, found when the object is made
+    │   └── TokenizerMismatch  two models whose token ids do not mean the same; refused before any scoring
     ├── FeatureError           token data that breaks its contract; names the rollout and the position
     ├── CalibrationError       population statistics that cannot be read, merged or used
     ├── BudgetExhausted        a reservation that the budget cannot pay for; names the caps
@@ -36,6 +37,7 @@ __all__ = [
     "RfxError",
     "SamplerError",
     "SamplerTimeout",
+    "TokenizerMismatch",
     "ToolError",
     "ToolInputError",
     "Unresolved",
@@ -52,6 +54,10 @@ class RfxError(Exception):
 
 class ConfigError(RfxError, ValueError):
     """A parameter that cannot work: the message names it, the value received and the remedy."""
+
+
+class TokenizerMismatch(ConfigError):
+    """Two models whose token ids do not mean the same, so that their probabilities cannot be compared."""
 
 
 class FeatureError(RfxError, ValueError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from rfx_agent._errors import ConfigError
 
 if TYPE_CHECKING:
+    from rfx_agent._errors import FeatureError
     from rfx_agent.numerics.toplogprobs import TopLogprobs
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Rollout",
     "SampleRequest",
     "SampleResult",
+    "ScoreResult",
     "Spend",
     "Step",
     "ToolResult",
@@ -186,11 +188,15 @@ class Rollout:
         finish_reason: the server's ("stop", "length", ...), or None.
         usage: this rollout's share of the call. The prompt of a call with several choices is counted once, on
             the first of them.
+        prompt_ids: token ids of everything that the model read before the first row of ``logprobs``, a continued
+            prefix included, where the backend gives them; not kept in checkpoints.
         tokens: text of each token, where the backend gives it; not kept in checkpoints.
         logprobs: top-K table, where the backend gives it; not kept in checkpoints.
         verdict: what the verifier said, once it was asked.
         features: this rollout's trajectory features by name, once they were computed.
         junction: offset in characters of ``text`` where the junction's window begins, where it is known.
+        peak: offset likewise of the token at which the demotion pressure peaks.
+        start: characters at the beginning of ``text`` that were given to the model to continue.
     """
 
     text: str
@@ -201,11 +207,14 @@ class Rollout:
     temperature: float | None = None
     finish_reason: str | None = None
     usage: Usage = Usage()
+    prompt_ids: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
     tokens: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
     logprobs: TopLogprobs | None = field(default=None, repr=False, compare=False)
     verdict: Verdict | None = None
     features: Mapping[str, float] | None = None
     junction: int | None = None
+    peak: int | None = None
+    start: int = 0
 
     @property
     def passed(self) -> bool:
@@ -218,7 +227,7 @@ class Rollout:
         return None if self.verdict is None else self.verdict.answer
 
     def compact(self) -> Rollout:
-        """What a checkpoint keeps: no top-K table, no token texts, and of a long failed answer enough to compare.
+        """What a checkpoint keeps: no top-K table, no tokens, and of a long failed answer enough to compare.
 
         A parsed answer may be as long as the text it was parsed from; a digest keeps equal ones equal.
         """
@@ -227,7 +236,7 @@ class Rollout:
             answer = verdict.answer or ""
             digest = hashlib.sha256(answer.encode(errors="replace")).hexdigest()[:12]
             verdict = replace(verdict, answer=f"{answer[:ANSWER_KEPT]}…{digest}")
-        return replace(self, tokens=None, logprobs=None, verdict=verdict)
+        return replace(self, prompt_ids=None, tokens=None, logprobs=None, verdict=verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +274,23 @@ class SampleResult:
 
     rollouts: tuple[Rollout, ...]
     usage: Usage
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """What another model says of rollouts that it did not write.
+
+    Attributes:
+        tables: one per rollout given: its top-K log-probabilities at the rollout's positions; a ``FeatureError``
+            that names the rollout and the position where what came back breaks its contract; None where that
+            rollout has no positions to score. A rollout that cannot be scored costs the others nothing.
+        usage: everything that was spent.
+        notes: what the caller should know.
+    """
+
+    tables: tuple[TopLogprobs | FeatureError | None, ...]
+    usage: Usage = Usage()
     notes: tuple[str, ...] = ()
 
 

@@ -27,9 +27,9 @@ __all__ = [
     "TopLogprobs",
     "TrajectoryFeatures",
     "evidence_of",
-    "junction_offset",
     "pool_features",
     "token_features",
+    "token_offset",
     "trajectory_features",
 ]
 
@@ -49,6 +49,7 @@ class FailureFeatures:
         per_rollout: per rollout given, its features by name; None where it has none of this evidence's kind.
         features: their mean over the distinct draws, or None where there is no such rollout.
         junctions: per rollout given, the window around the peak of J (of J_proxy for ``one_model``), or None.
+        peaks: per rollout given, the position of that peak, or None.
         caveats: sentences that say what was missing or broken.
     """
 
@@ -56,12 +57,13 @@ class FailureFeatures:
     per_rollout: tuple[Mapping[str, float] | None, ...]
     features: Mapping[str, float] | None
     junctions: tuple[Window | None, ...]
+    peaks: tuple[int | None, ...]
     caveats: tuple[str, ...]
 
 
 def evidence_of(
     rollouts: Sequence[Rollout],
-    ancestors: Sequence[TopLogprobs | None] | None = None,
+    ancestors: Sequence[TopLogprobs | FeatureError | None] | None = None,
     *,
     temperature: float = 0.6,
     coverage_k: int = 20,
@@ -69,13 +71,14 @@ def evidence_of(
 ) -> FailureFeatures:
     """Compute the best evidence that a failure's rollouts carry.
 
-    ``two_model`` when every rollout that has a table with positions has an ancestor's table too, else
-    ``one_model`` when any has a table, else ``samples``. A table that breaks its contract costs that rollout
-    its features, never the others theirs; a caveat names the rollout and the position.
+    ``two_model`` when any rollout that has a table with positions has an ancestor's table too, else ``one_model``
+    when any has a table, else ``samples``. Kinds are not mixed: beside two-model features, a rollout that has only
+    its own table has none. A table that breaks its contract costs that rollout its features, never the others
+    theirs; a caveat names the rollout and the position.
 
     Args:
         rollouts: the failed rollouts of one step.
-        ancestors: the ancestor's tables aligned with them, None where there is none.
+        ancestors: the ancestor's tables aligned with them, None where there is none, or why there is none.
         temperature: T of the features; the built-in calibration is for 0.6.
         coverage_k: size of the ancestor's preferred set.
         window: half-width of the junction, in positions.
@@ -90,8 +93,8 @@ def evidence_of(
     token_features(nothing, nothing, temperature=temperature, coverage_k=coverage_k)
     trajectory_features([], window=window)
     tables = {i: r.logprobs for i, r in enumerate(rollouts) if r.logprobs is not None and len(r.logprobs)}
-    scored = {i: a for i, a in enumerate(ancestors or ()) if a is not None and i in tables}
-    notes: list[str] = []
+    scored = {i: a for i, a in enumerate(ancestors or ()) if isinstance(a, TopLogprobs) and i in tables}
+    notes = [f"rollout {i} could not be scored: {a}" for i, a in enumerate(ancestors or ()) if isinstance(a, Exception)]
 
     def both(i: int) -> RolloutFeatures | None:
         tokens = token_features(tables[i], scored[i], temperature=temperature, coverage_k=coverage_k)
@@ -101,16 +104,15 @@ def evidence_of(
         tokens = one_model_token_features(tables[i], temperature=temperature)
         return rollout_proxies(tokens, window=window, rollout=i)
 
-    if tables and len(scored) == len(tables):
-        found, broken = _each(tables, both)
+    if tables and ancestors is not None and len(scored) < len(tables):
+        notes.append(f"{len(tables) - len(scored)} of {len(tables)} tables have no ancestor's beside them")
+    if scored:
+        found, broken = _each(scored, both)
         notes += broken
         if any(found.values()):
             return _gather(rollouts, found, "two_model", notes)
         if not broken:
             notes.append("the two models differ nowhere in any rollout")
-    elif tables and ancestors is not None:
-        missing = len(tables) - len(scored)
-        notes.append(f"{missing} of {len(tables)} tables have no ancestor's beside them, so none is compared")
 
     found, broken = _each(tables, alone)
     notes += broken
@@ -160,20 +162,19 @@ def pool_features(
     )
 
 
-def junction_offset(tokens: Sequence[str], window: Window) -> int:
-    """Characters before the window's first token: where a continued prefix ends.
+def token_offset(tokens: Sequence[str], position: int) -> int:
+    """Characters before the token at ``position``: where a prefix ends that is continued from there.
 
     Args:
         tokens: text of each token of the rollout.
-        window: (start, stop), as ``FailureFeatures.junctions`` gives it.
+        position: 0 to ``len(tokens)``, as ``FailureFeatures.junctions`` and ``peaks`` give them.
 
     Raises:
-        FeatureError: a window that does not lie within the tokens.
+        FeatureError: a position that does not lie within the tokens.
     """
-    start, stop = window
-    if not 0 <= start <= stop <= len(tokens):
-        raise FeatureError(f"window {window} does not lie within {len(tokens)} tokens")
-    return sum(map(len, tokens[:start]))
+    if not 0 <= position <= len(tokens):
+        raise FeatureError(f"position {position} does not lie within {len(tokens)} tokens")
+    return sum(map(len, tokens[:position]))
 
 
 def _each(
@@ -197,11 +198,13 @@ def _gather(
     names = ONE_MODEL if evidence == "one_model" else TWO_MODEL
     per_rollout: list[Mapping[str, float] | None] = []
     junctions: list[Window | None] = []
+    peaks: list[int | None] = []
     for i in range(len(rollouts)):
         one = found.get(i)
         values = None if one is None else (one.spread, one.concentration, one.logit_dispersion)
         per_rollout.append(None if values is None else dict(zip(names, values, strict=True)))
         junctions.append(None if one is None else one.junction)
+        peaks.append(None if one is None else one.peak)
 
     draws: dict[object, Mapping[str, float] | None] = {}
     for i, (rollout, features) in enumerate(zip(rollouts, per_rollout, strict=True)):
@@ -209,4 +212,4 @@ def _gather(
         if draws.get(key) is None:
             draws[key] = features
     _, means, missing = pool_features(draws.values())
-    return FailureFeatures(evidence, tuple(per_rollout), means, tuple(junctions), (*notes, *missing))
+    return FailureFeatures(evidence, tuple(per_rollout), means, tuple(junctions), tuple(peaks), (*notes, *missing))

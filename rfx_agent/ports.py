@@ -15,12 +15,12 @@ if TYPE_CHECKING:
         Rollout,
         SampleRequest,
         SampleResult,
+        ScoreResult,
         Spend,
         Step,
         ToolResult,
         Verdict,
     )
-    from rfx_agent.numerics.toplogprobs import TopLogprobs
 
 __all__ = ["Escalator", "Sampler", "Scorer", "Steerer", "Tool", "TraceStore", "Verifier"]
 
@@ -112,15 +112,23 @@ class Tool(Protocol):
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Gives an ancestor's top-K log-probabilities at every position of a specialist's rollouts."""
+    """Gives an ancestor's top-K log-probabilities at every position of a specialist's rollouts.
+
+    A rollout's tokens are those of its ``logprobs``, read after its ``prompt_ids``; where it has none, a scorer that
+    has the specialist's tokenizer may encode the step's messages and the text itself, if they survive the round trip.
+    Rows hold the K most probable tokens and no others: a taken token outside them is absent, as the features define.
+
+    ``score`` raises ``TokenizerMismatch`` before anything is scored, and ``SamplerError`` when the model cannot be
+    reached. What is wrong with one rollout is a value in its place.
+    """
 
     name: str
 
-    def score(self, step: Step, rollouts: Sequence[Rollout]) -> Sequence[TopLogprobs | None]:
-        """One table per rollout, aligned with its ``logprobs``; None where that rollout could not be scored."""
+    def score(self, step: Step, rollouts: Sequence[Rollout]) -> ScoreResult:
+        """One table per rollout, aligned with its ``logprobs``."""
         ...
 
-    async def ascore(self, step: Step, rollouts: Sequence[Rollout]) -> Sequence[TopLogprobs | None]:
+    async def ascore(self, step: Step, rollouts: Sequence[Rollout]) -> ScoreResult:
         """The same, without blocking the event loop."""
         ...
 
@@ -132,6 +140,10 @@ class Steerer(Protocol):
     Attributes:
         operators: the operators it offers, among ``sparse_steer``, ``sparse_steer_random``, ``dense_steer`` and
             ``local_temp``.
+
+    The rollout that is steered may come from a checkpoint, with its text and the offsets of its junction and peak but
+    without its tokens. ``steer`` raises only ``SamplerError`` (and control flow); a steerer that fails costs the
+    attempt and blocks nothing else.
     """
 
     name: str

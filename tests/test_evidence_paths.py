@@ -2,13 +2,27 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from scenarios import STEP
 
-from rfx_agent import Calibration, Case, Recovery, Rollout, SampleRequest, SampleResult, Step, Usage, recovery_graph
+from rfx_agent import (
+    Calibration,
+    Case,
+    Recovery,
+    RetryBudget,
+    Rollout,
+    SampleRequest,
+    SamplerError,
+    ScoreResult,
+    SampleResult,
+    Step,
+    Usage,
+    recovery_graph,
+)
 from rfx_agent.adapters.langgraph import outcome_of, step_input
 from rfx_agent.case import decode
 from rfx_agent.features import TopLogprobs, evidence_of
@@ -33,12 +47,12 @@ class Ancestor:
     def __init__(self, error: Exception | None = None) -> None:
         self.error = error
 
-    def score(self, step: Step, rollouts: Sequence[Rollout]) -> list[TopLogprobs]:
+    def score(self, step: Step, rollouts: Sequence[Rollout]) -> ScoreResult:
         if self.error is not None:
             raise self.error
-        return [table(100 + i) for i, _ in enumerate(rollouts)]
+        return ScoreResult(tuple(table(100 + i) for i, _ in enumerate(rollouts)), Usage(15 * len(rollouts), 0, 1))
 
-    async def ascore(self, step: Step, rollouts: Sequence[Rollout]) -> list[TopLogprobs]:
+    async def ascore(self, step: Step, rollouts: Sequence[Rollout]) -> ScoreResult:
         return self.score(step, rollouts)
 
 
@@ -46,10 +60,13 @@ class Steering:
     name = "steering"
     operators = ("dense_steer", "sparse_steer", "sparse_steer_random")
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
         self.asked: list[tuple[str, int | None]] = []
 
     def steer(self, step: Step, operator: str, rollout: Rollout, request: SampleRequest) -> SampleResult:
+        if self.error is not None:
+            raise self.error
         self.asked.append((operator, rollout.junction))
         return SampleResult((Rollout("42", usage=Usage(5, 10, 1)),), Usage(5, 10, 1))
 
@@ -120,6 +137,29 @@ def test_a_scorer_that_fails_degrades_the_evidence_and_says_so(error: Exception)
     case = recovery(scorer=Ancestor(error)).run(STEP, "41")
     assert case.decisions[0].evidence == "one_model"
     assert any(str(error) in note for note in case.notes)
+
+
+def test_scoring_is_paid_for_and_left_out_where_it_cannot_be() -> None:
+    plain = recovery(scorer=None).run(STEP, "41").ledger.spent
+    scored = recovery().run(STEP, "41").ledger.spent
+    assert (scored.tokens - plain.tokens, scored.calls - plain.calls) == (45, 1)
+    long = ScriptedSampler([replace(failing(i), text="wrong" * 400) for i in range(3)], last="wrong")
+    poor = recovery(sampler=long, budget=RetryBudget(tokens=2000), max_tokens=500).run(STEP, "41")
+    assert poor.decisions[0].evidence == "one_model"
+    assert any("cannot pay for the ancestor's scores: tokens" in note for note in poor.notes)
+
+
+def test_a_steerer_that_fails_costs_its_attempt_and_blocks_nothing() -> None:
+    steerer = Steering(SamplerError("out of memory", calls=1))
+    sampler = ScriptedSampler([failing(i) for i in range(3)], last="42")
+    case = recovery(sampler=sampler, steerer=steerer, calibration=calibrated()).run(STEP, "41")
+    assert case.outcome is not None
+    assert case.outcome.status == "rescued"
+    assert case.blocked == ""
+    first = case.attempts[1]
+    assert (first.operator, first.got) == ("dense_steer", 0)
+    assert first.note == "steering gave nothing: out of memory"
+    assert case.decisions[1].operator != "dense_steer"
 
 
 def test_raw_tables_go_to_the_trace_store_once_and_no_further() -> None:

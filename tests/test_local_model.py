@@ -20,8 +20,8 @@ from sampler_conformance import PROMPT, SamplerConformance, ask
 from rfx_agent._errors import ConfigError, SamplerError, WeightsError
 from rfx_agent._types import SampleRequest
 from rfx_agent.backends import local
-from rfx_agent.backends._weights import SMOLLM2_135M, fetch
 from rfx_agent.backends.local import LocalSampler
+from rfx_agent.backends.weights import SMOLLM2_135M, fetch
 
 both = pytest.mark.parametrize("how", ["sync", "async"])
 

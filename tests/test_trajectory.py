@@ -18,9 +18,9 @@ from rfx_agent.features import (
     TokenFeatures,
     TopLogprobs,
     evidence_of,
-    junction_offset,
     pool_features,
     token_features,
+    token_offset,
     trajectory_features,
 )
 from rfx_agent.numerics.tokens import OneModelTokenFeatures, one_model_token_features
@@ -177,16 +177,30 @@ def test_rollouts_without_positions_do_not_count_against_two_models() -> None:
     assert "2 of 3" in got.caveats[0]
 
 
-def test_one_missing_ancestor_leaves_one_model_for_all() -> None:
+def test_a_rollout_that_was_not_scored_has_no_features_beside_one_that_was() -> None:
+    rng = np.random.default_rng(0)
+    s, a = [table(rng), table(rng), table(rng)], table(rng)
+    why = FeatureError("a log-probability is NaN", rollout=2, position=4)
+    got = evidence_of([rollout(x) for x in s], [a, None, why])
+    assert got.evidence == "two_model"
+    assert got.features == evidence_of([rollout(s[0])], [a]).features
+    assert got.per_rollout[1:] == (None, None)
+    assert got.peaks[0] is not None
+    assert got.peaks[1:] == (None, None)
+    assert got.caveats[0] == "rollout 2 could not be scored: a log-probability is NaN (at rollout 2, position 4)"
+    assert got.caveats[1].startswith("2 of 3 tables")
+
+
+def test_without_any_ancestor_one_model_is_left() -> None:
     rng = np.random.default_rng(0)
     s = [table(rng), table(rng)]
-    got = evidence_of([rollout(x) for x in s], [table(rng), None])
+    got = evidence_of([rollout(x) for x in s], [None, None])
     want = proxy_features([one_model_token_features(x) for x in s])
     assert got.evidence == "one_model"
     assert list(got.features) == list(ONE_MODEL)
     assert got.features["spread_proxy"] == pytest.approx(want.spread_proxy)
     assert all(list(f) == list(ONE_MODEL) for f in got.per_rollout)
-    assert "1 of 2" in got.caveats[0]
+    assert "2 of 2" in got.caveats[0]
     assert evidence_of([rollout(x) for x in s]).caveats == ()
 
 
@@ -251,9 +265,9 @@ def test_pooling_never_mixes_kinds() -> None:
         pool_features([{**two, "spread": math.nan}])
 
 
-def test_junction_offset_counts_characters() -> None:
+def test_token_offset_counts_characters() -> None:
     tokens = ["Ab", "", "çde", " f"]
-    assert [junction_offset(tokens, (i, 4)) for i in range(5)] == [0, 2, 2, 5, 7]
-    for window in ((-1, 2), (0, 5), (3, 2)):
+    assert [token_offset(tokens, i) for i in range(5)] == [0, 2, 2, 5, 7]
+    for position in (-1, 5):
         with pytest.raises(FeatureError):
-            junction_offset(tokens, window)
+            token_offset(tokens, position)

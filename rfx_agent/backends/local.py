@@ -16,8 +16,8 @@ from typing import Any, Self
 from rfx_agent._errors import ConfigError, SamplerError, WeightsError
 from rfx_agent._types import SampleRequest, SampleResult
 from rfx_agent.backends._loopback import LoopbackSampler
-from rfx_agent.backends._weights import WEIGHTS, Weights, fetch
 from rfx_agent.backends._weights_sources import Progress, extra
+from rfx_agent.backends.weights import WEIGHTS, Weights, fetch
 
 __all__ = ["LocalSampler"]
 
@@ -40,7 +40,7 @@ class LocalSampler:
     another batch, whose rounding may change a token.
 
     Args:
-        weights: a name in ``rfx_agent.backends._weights.WEIGHTS`` (fetched once, verified by hash each time),
+        weights: a name in ``rfx_agent.backends.weights.WEIGHTS`` (fetched once, verified by hash each time),
             a ``Weights`` record, or the path of a GGUF file.
         threads: threads that compute; by default the CPUs this process may use. More than are free is slow:
             they wait for each other at every layer.

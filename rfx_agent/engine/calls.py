@@ -6,17 +6,19 @@ New rollouts are judged, measured and made compact before a node ends, so that a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from rfx_agent._errors import BudgetExhausted, SamplerError, ToolError, ToolInputError, VerifierError
+from rfx_agent._errors import BudgetExhausted, FeatureError, SamplerError, ToolError, ToolInputError, VerifierError
 from rfx_agent._types import Message, Operator, Rollout, SampleRequest, SampleResult, Spend, ToolResult, Usage
 from rfx_agent.case import Case
 from rfx_agent.engine.drivers import Call, Flow
 from rfx_agent.events import Judged, Sampled, ToolRan
-from rfx_agent.features import evidence_of, junction_offset
+from rfx_agent.features import TopLogprobs, evidence_of, token_offset
 
 if TYPE_CHECKING:
     from rfx_agent.engine.recovery import Recovery
+
+Tables: TypeAlias = tuple[TopLogprobs | FeatureError | None, ...]
 
 __all__ = ["ask_model", "ask_tool", "examine", "run_tool", "seed_of"]
 
@@ -27,25 +29,30 @@ def seed_of(r: Recovery, case: Case) -> int | None:
 
 
 def ask_model(
-    r: Recovery, case: Case, call: Call, operator: Operator, each: Spend, n: int
-) -> Flow[tuple[Case, tuple[Rollout, ...]]]:
-    """Ask for ``n`` completions that cost at most ``each``. A model that cannot be reached blocks the case."""
+    r: Recovery, case: Case, call: Call, operator: Operator, each: Spend, n: int, *, steerer: str = ""
+) -> Flow[tuple[Case, tuple[Rollout, ...], str]]:
+    """Ask for ``n`` completions that cost at most ``each``; with the rollouts, why there is none, or "".
+
+    A model that cannot be reached blocks the case. A ``steerer``, by name, that fails does not: others may help.
+    """
+    name = steerer or r.sampler.name
     cost = _times(each, n)
     case = replace(case, ledger=case.ledger.reserve(cost))
     (reply,) = yield (call,)
     error = reply.error
     if error is not None and not isinstance(error, SamplerError):
-        raise SamplerError(f"{r.sampler.name}: {type(error).__name__}: {error}") from error
+        raise SamplerError(f"{name}: {type(error).__name__}: {error}") from error
     result = SampleResult((), Usage(calls=error.calls)) if isinstance(error, SamplerError) else reply.value
     got = len(result.rollouts[:n])
     actual = r.spend(result.usage, samples=len(result.rollouts), seconds=reply.seconds)
     actual += Spend(attempts=got if each.attempts else 0)
     case = replace(case, ledger=case.ledger.settle(cost, actual)).note(*result.notes)
-    if not got:
-        case = replace(case, blocked=f"{r.sampler.name} gave nothing: {error or 'no completion came back'}")
+    failure = "" if got else f"{name} gave nothing: {error or 'no completion came back'}"
+    if failure:
+        case = case.note(failure) if steerer else replace(case, blocked=failure)
     tag = f"retry:attempt:{len(case.attempts) + 1}"
     r.emit(Sampled(case.step.id, operator, n, got, result.usage, reply.seconds, tag))
-    return case, result.rollouts
+    return case, result.rollouts, failure
 
 
 def ask_tool(r: Recovery, case: Case, messages: tuple[Message, ...], attempt: Spend) -> Flow[tuple[Case, str | None]]:
@@ -56,7 +63,7 @@ def ask_tool(r: Recovery, case: Case, messages: tuple[Message, ...], attempt: Sp
         return case, None
     ask = SampleRequest(messages, 1, r.tool_temperature, r.max_tokens, seed_of(r, case), want_logprobs=False)
     call = Call(r.sampler.sample, r.sampler.asample, (ask,))
-    case, rollouts = yield from ask_model(r, case, call, "tool", each, 1)
+    case, rollouts, _ = yield from ask_model(r, case, call, "tool", each, 1)
     return case, rollouts[0].text if rollouts else None
 
 
@@ -123,21 +130,34 @@ def _measure(r: Recovery, case: Case, failed: list[Rollout]) -> Flow[Case]:
     """With trajectory features on each of ``failed``, from two models where a scorer gives the ancestor's table."""
     if not failed:
         return case
-    ancestors = None
-    if r.scorer is not None:
-        (reply,) = yield (Call(r.scorer.score, r.scorer.ascore, (case.step, failed)),)
-        case = replace(case, ledger=case.ledger.charge(Spend(seconds=reply.seconds)))
-        if reply.error is not None:
-            case = case.note(f"{r.scorer.name}: {reply.error}")
-        else:
-            ancestors = reply.value
+    case, ancestors = yield from _scored(r, case, failed)
     found = evidence_of(failed, ancestors, temperature=r.temperature)
     measured = {}
-    for rollout, features, window in zip(failed, found.per_rollout, found.junctions, strict=True):
-        offset = junction_offset(rollout.tokens, window) if window and rollout.tokens else None
-        measured[rollout.id] = replace(rollout, features=features, junction=offset)
+    for rollout, features, window, peak in zip(failed, found.per_rollout, found.junctions, found.peaks, strict=True):
+        places = [
+            None if at is None or not rollout.tokens else rollout.start + token_offset(rollout.tokens, at)
+            for at in (window and window[0], peak)
+        ]
+        measured[rollout.id] = replace(rollout, features=features, junction=places[0], peak=places[1])
     rollouts = tuple(measured.get(x.id, x) for x in case.rollouts)
     return replace(case, rollouts=rollouts).note(*found.caveats)
+
+
+def _scored(r: Recovery, case: Case, failed: list[Rollout]) -> Flow[tuple[Case, Tables | None]]:
+    """The ancestor's tables of ``failed``, or None and a note where there is no ancestor to be had or paid for."""
+    if r.scorer is None:
+        return case, None
+    cost = r.scoring(case, failed)
+    if caps := case.ledger.shortfall(cost):
+        return case.note(f"the budget cannot pay for the ancestor's scores: {', '.join(caps)}"), None
+    case = replace(case, ledger=case.ledger.reserve(cost))
+    (reply,) = yield (Call(r.scorer.score, r.scorer.ascore, (case.step, failed)),)
+    error = reply.error
+    usage = reply.value.usage if error is None else Usage(calls=getattr(error, "calls", 0))
+    case = replace(case, ledger=case.ledger.settle(cost, r.spend(usage, seconds=reply.seconds)))
+    if error is not None:
+        return case.note(f"{r.scorer.name} could not score: {type(error).__name__}: {error}"), None
+    return case.note(*reply.value.notes), reply.value.tables
 
 
 def _times(each: Spend, n: int) -> Spend:

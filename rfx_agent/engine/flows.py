@@ -88,7 +88,7 @@ def steer(r: Recovery, case: Case) -> Flow[Case]:
         ask = SampleRequest(case.step.messages, n, r.temperature, r.max_tokens, seed_of(r, case))
         return Call(steerer.steer, steerer.asteer, (case.step, operator, failed, ask))
 
-    return _paid((yield from _taken(r, case, operator, 1, call, r.temperature)))
+    return _paid((yield from _taken(r, case, operator, 1, call, r.temperature, steerer=steerer.name)))
 
 
 def tool_verify(r: Recovery, case: Case) -> Flow[Case]:
@@ -153,6 +153,7 @@ def _taken(
     call: Callable[[int], Call],
     temperature: float,
     prefix: str = "",
+    steerer: str = "",
 ) -> Flow[Case]:
     """Ask for as many of ``wanted`` candidates as the budget can pay for, and take in what came back."""
     each = r.bound(case, case.step.messages, prefix) + Spend(attempts=1)
@@ -161,11 +162,12 @@ def _taken(
         caps = ", ".join(case.ledger.shortfall(each))
         return case.add((), Attempt(operator, wanted, 0, note=f"the budget cannot pay for a draw: {caps}"))
     before = case.ledger.spent.tokens
-    case, rollouts = yield from ask_model(r, case, call(n), operator, each, n)
-    made = tuple(replace(x, operator=operator, temperature=temperature) for x in rollouts[:n])
-    note = f"{len(made)} of {n} came back" if len(made) < n else ""
+    case, rollouts, failure = yield from ask_model(r, case, call(n), operator, each, n, steerer=steerer)
+    start = len(prefix)
+    made = tuple(replace(x, operator=operator, temperature=temperature, start=x.start or start) for x in rollouts[:n])
+    note = failure or (f"{len(made)} of {n} came back" if len(made) < n else "")
     tokens = case.ledger.spent.tokens - before
-    case = case.add(made, Attempt(operator, n, len(made), tokens=tokens, note=case.blocked or note))
+    case = case.add(made, Attempt(operator, n, len(made), tokens=tokens, note=note))
     return (yield from examine(r, case))
 
 

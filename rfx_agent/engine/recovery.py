@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -173,11 +173,21 @@ class Recovery:
         A token is at least one byte, so the bytes of a prompt bound its tokens. For the step's own prompt the
         server's count is used as soon as there is one.
         """
+        read = self._prompt_tokens(case, messages) + len(prefix.encode())
+        return self.spend(Usage(read, self.max_tokens, 1), samples=1, seconds=_INSTANT)
+
+    def scoring(self, case: Case, rollouts: Sequence[Rollout]) -> Spend:
+        """The most that it can cost to have the ancestor read ``rollouts``. Its tokens are priced as the sampler's."""
+        prompt = self._prompt_tokens(case, case.step.messages)
+        read = sum(prompt + len(x.text.encode(errors="replace")) for x in rollouts)
+        return self.spend(Usage(read, 0, len(rollouts)), seconds=_INSTANT)
+
+    def _prompt_tokens(self, case: Case, messages: tuple[Message, ...]) -> int:
+        """At most so many tokens are read for ``messages``."""
         known = max((r.usage.prompt_tokens for r in case.rollouts if r.operator == "retry"), default=0)
-        if messages is not case.step.messages or not known:
-            known = _TEMPLATE * len(messages) + sum(len(str(m.get("content", "")).encode()) for m in messages)
-        usage = Usage(known + len(prefix.encode()), self.max_tokens, 1)
-        return self.spend(usage, samples=1, seconds=_INSTANT)
+        if messages is case.step.messages and known:
+            return known
+        return _TEMPLATE * len(messages) + sum(len(str(m.get("content", "")).encode()) for m in messages)
 
     def costs(self, case: Case) -> Mapping[str, Spend]:
         """Per operator that can be carried out, the most that one attempt can cost."""
