@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from rfx_agent._records import Decision
-from rfx_agent._types import Operator, Usage
+from rfx_agent._types import Operator, Spend, Usage
 from rfx_agent.case import Outcome
 
-__all__ = ["Decided", "Escalated", "Event", "Finished", "Judged", "Sampled", "ToolRan"]
+__all__ = [
+    "Decided",
+    "Escalated",
+    "Event",
+    "Finished",
+    "Judged",
+    "Purpose",
+    "Reserved",
+    "Sampled",
+    "Scored",
+    "ToolRan",
+]
+
+Purpose: TypeAlias = Literal["sample", "tool", "score", "verify", "escalate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The most that an action can cost was asked of the budget, before the action.
+
+    Attributes:
+        purpose: what for.
+        cost: what was asked.
+        refused: caps that it would cross; then nothing was set aside and nothing is done.
+    """
+
+    step_id: str
+    purpose: Purpose
+    cost: Spend
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A model was asked, for a draw or for a tool's input.
+    """A model was asked, for a draw or for a tool's input; or a steerer, for a steered decode.
 
     Attributes:
+        model: name of the sampler or steerer.
+        error: why nothing came back, or "".
         tag: ``retry:attempt:N``, N counting the rounds from 1, as LangChain's retry tags its attempts.
     """
 
@@ -27,6 +58,9 @@ class Sampled:
     usage: Usage
     seconds: float
     tag: str
+    model: str = ""
+    temperature: float | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +71,20 @@ class Judged:
     rollout_id: str
     passed: bool
     weak: bool
+    seconds: float
+    verifier: str = ""
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """An ancestor read ``rollouts`` failed rollouts, and ``scored`` of them got a table."""
+
+    step_id: str
+    scorer: str
+    rollouts: int
+    scored: int
+    usage: Usage
     seconds: float
 
 
@@ -74,4 +122,4 @@ class Finished:
     outcome: Outcome
 
 
-Event: TypeAlias = Sampled | Judged | ToolRan | Decided | Escalated | Finished
+Event: TypeAlias = Reserved | Sampled | Judged | Scored | ToolRan | Decided | Escalated | Finished

@@ -1,7 +1,8 @@
 """The engine without a graph: every branch, both drivers, what is spent, and what breaks."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from rfx_agent import (
 )
 from rfx_agent._types import Spend
 from rfx_agent.case import decode, encode
-from rfx_agent.events import Decided, Event, Finished, Judged, Sampled, ToolRan
+from rfx_agent.events import Decided, Event, Finished, Judged, Reserved, Sampled, ToolRan
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 RUNS: dict[str, Callable[[Recovery, str | None], Case]] = {
@@ -202,9 +203,36 @@ def test_events_tell_the_story_and_a_broken_hook_does_no_harm() -> None:
 
     SCENARIOS["tool"].recovery(on_event=hook).run(STEP, "41")
     assert [type(e) for e in events] == [
-        Judged, Sampled, Judged, Judged, Judged, Decided, Sampled, ToolRan, Judged, Decided, Finished,
+        Judged, Reserved, Sampled, Judged, Judged, Judged, Decided,
+        Reserved, Sampled, Reserved, ToolRan, Judged, Decided, Finished,
     ]  # fmt: skip
     assert [e.tag for e in events if isinstance(e, Sampled)] == ["retry:attempt:1", "retry:attempt:2"]
+    assert [e.purpose for e in events if isinstance(e, Reserved)] == ["sample", "sample", "tool"]
+
+
+class PaidVerifier(ScriptedVerifier):
+    """A judge that costs 100 tokens a verdict and says so beforehand."""
+
+    def bound(self, step: Step, rollout: Rollout) -> Usage:
+        return Usage(90, 10, 1)
+
+    def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
+        return replace(super().verify(step, rollout, peers=peers), usage=Usage(80, 5, 1))
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_verdicts_are_paid_for_before_they_are_asked_for(run: Callable[..., Case]) -> None:
+    events: list[Event] = []
+    parts: dict[str, Any] = {"sampler": ScriptedSampler([], last="wrong"), "on_event": events.append, "max_tokens": 50}
+    verifier = PaidVerifier(["42"])
+    case = run(Recovery(verifier=verifier, budget=RetryBudget(tokens=900), **parts), "41")
+    assert case.ledger.reserved == Spend()
+    assert 0 < case.ledger.spent.tokens <= 900
+    unpaid = [x for x in case.rollouts if x.verdict is not None and x.verdict.reason.startswith("not judged")]
+    assert len(verifier.judged) + len(unpaid) == len(case.rollouts)
+    assert unpaid
+    refusals = [e for e in events if isinstance(e, Reserved) and e.refused and e.purpose == "verify"]
+    assert [e.refused for e in refusals] == [("tokens",)] * len(unpaid)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ New rollouts are judged, measured and made compact before a node ends, so that a
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from rfx_agent._errors import BudgetExhausted, FeatureError, SamplerError, ToolError, ToolInputError, VerifierError
-from rfx_agent._types import Message, Operator, Rollout, SampleRequest, SampleResult, Spend, ToolResult, Usage
+from rfx_agent._types import Message, Operator, Rollout, SampleRequest, SampleResult, Spend, ToolResult, Usage, Verdict
 from rfx_agent.case import Case
 from rfx_agent.engine.drivers import Call, Flow
-from rfx_agent.events import Judged, Sampled, ToolRan
+from rfx_agent.events import Judged, Purpose, Reserved, Sampled, Scored, ToolRan
 from rfx_agent.features import TopLogprobs, evidence_of, token_offset
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Tables: TypeAlias = tuple[TopLogprobs | FeatureError | None, ...]
 
-__all__ = ["ask_model", "ask_tool", "examine", "run_tool", "seed_of"]
+__all__ = ["ask_model", "ask_tool", "examine", "refused", "run_tool", "seed_of", "set_aside"]
 
 
 def seed_of(r: Recovery, case: Case) -> int | None:
@@ -37,7 +37,7 @@ def ask_model(
     """
     name = steerer or r.sampler.name
     cost = _times(each, n)
-    case = replace(case, ledger=case.ledger.reserve(cost))
+    case = set_aside(r, case, "sample", cost)
     (reply,) = yield (call,)
     error = reply.error
     if error is not None and not isinstance(error, SamplerError):
@@ -51,7 +51,8 @@ def ask_model(
     if failure:
         case = case.note(failure) if steerer else replace(case, blocked=failure)
     tag = f"retry:attempt:{len(case.attempts) + 1}"
-    r.emit(Sampled(case.step.id, operator, n, got, result.usage, reply.seconds, tag))
+    heat = getattr(call.args[-1], "temperature", None)
+    r.emit(Sampled(case.step.id, operator, n, got, result.usage, reply.seconds, tag, name, heat, failure))
     return case, result.rollouts, failure
 
 
@@ -59,7 +60,7 @@ def ask_tool(r: Recovery, case: Case, messages: tuple[Message, ...], attempt: Sp
     """The model's text for the tool's input, or None when it cannot be asked or paid for with the run to follow."""
     assert r.tool is not None  # noqa: S101  # tool_verify has looked
     each = r.bound(case, messages) + attempt
-    if case.ledger.shortfall(each + r.tool.bound):
+    if refused(r, case, "sample", each + r.tool.bound):
         return case, None
     ask = SampleRequest(messages, 1, r.tool_temperature, r.max_tokens, seed_of(r, case), want_logprobs=False)
     call = Call(r.sampler.sample, r.sampler.asample, (ask,))
@@ -75,7 +76,7 @@ def run_tool(r: Recovery, case: Case, text: str) -> Flow[tuple[Case, str, ToolRe
     except ToolInputError as error:
         return case, text, ToolResult(None, error=str(error))
     try:
-        case = replace(case, ledger=case.ledger.reserve(r.tool.bound))
+        case = set_aside(r, case, "tool", r.tool.bound)
     except BudgetExhausted as error:
         return case, source, ToolResult(None, error=str(error))
     (reply,) = yield (Call(r.tool.run, r.tool.arun, (source,)),)
@@ -104,14 +105,18 @@ def examine(r: Recovery, case: Case) -> Flow[Case]:
 
 
 def _judge(r: Recovery, case: Case, new: set[str]) -> Flow[Case]:
-    """With a verdict on each rollout in ``new``; with peers that matter, the failed ones are judged again."""
+    """With a verdict on each rollout in ``new``; with peers that matter, the failed ones are judged again.
+
+    A rollout whose verdict the budget cannot pay for is not accepted, and its verdict says why.
+    """
     peers = case.rollouts
-    due = [x for x in peers if x.id in new or (r.verifier.needs_peers and not x.passed)]
+    wanted = [x for x in peers if x.id in new or (r.verifier.needs_peers and not x.passed)]
+    case, due = _affordable(r, case, wanted)
     verify, averify = r.verifier.verify, r.verifier.averify
-    replies = yield tuple([Call(verify, averify, (case.step, x), {"peers": peers}) for x in due])
-    verdicts: dict[str, Any] = {}
-    spent = Spend()
-    for rollout, reply in zip(due, replies, strict=True):
+    replies = yield tuple([Call(verify, averify, (case.step, x), {"peers": peers}) for x, _ in due])
+    unpaid = Verdict(False, reason="not judged: the budget cannot pay for the verifier")
+    verdicts: dict[str, Verdict] = {x.id: x.verdict or unpaid for x in wanted}
+    for (rollout, cost), reply in zip(due, replies, strict=True):
         if isinstance(reply.error, VerifierError):
             raise reply.error
         if reply.error is not None:
@@ -119,11 +124,35 @@ def _judge(r: Recovery, case: Case, new: set[str]) -> Flow[Case]:
                 f"{r.verifier.name} broke on rollout {rollout.id}: {type(reply.error).__name__}: {reply.error}",
                 rollout=rollout,
             ) from reply.error
-        verdicts[rollout.id] = reply.value
-        spent += r.spend(reply.value.usage, seconds=reply.seconds)
-        r.emit(Judged(case.step.id, rollout.id, reply.value.passed, reply.value.weak, reply.seconds))
-    judged = tuple(replace(x, verdict=verdicts.get(x.id, x.verdict)) for x in peers)
-    return replace(case, rollouts=judged, ledger=case.ledger.charge(spent))
+        verdict = verdicts[rollout.id] = reply.value
+        actual = r.spend(verdict.usage, seconds=reply.seconds)
+        case = replace(case, ledger=case.ledger.settle(cost, actual))
+        r.emit(
+            Judged(
+                case.step.id,
+                rollout.id,
+                verdict.passed,
+                verdict.weak,
+                reply.seconds,
+                r.verifier.name,
+                verdict.usage,
+            )
+        )
+    return replace(case, rollouts=tuple(replace(x, verdict=verdicts.get(x.id, x.verdict)) for x in peers))
+
+
+def _affordable(r: Recovery, case: Case, wanted: list[Rollout]) -> tuple[Case, list[tuple[Rollout, Spend]]]:
+    """Those of ``wanted`` whose verdicts can be paid for, with what was set aside for each."""
+    bound = getattr(r.verifier, "bound", None)
+    if bound is None:
+        return case, [(x, Spend()) for x in wanted]
+    due = []
+    for rollout in wanted:
+        cost = r.spend(bound(case.step, rollout))
+        if not refused(r, case, "verify", cost):
+            case = set_aside(r, case, "verify", cost)
+            due.append((rollout, cost))
+    return case, due
 
 
 def _measure(r: Recovery, case: Case, failed: list[Rollout]) -> Flow[Case]:
@@ -148,16 +177,34 @@ def _scored(r: Recovery, case: Case, failed: list[Rollout]) -> Flow[tuple[Case, 
     if r.scorer is None:
         return case, None
     cost = r.scoring(case, failed)
-    if caps := case.ledger.shortfall(cost):
+    if caps := refused(r, case, "score", cost):
         return case.note(f"the budget cannot pay for the ancestor's scores: {', '.join(caps)}"), None
-    case = replace(case, ledger=case.ledger.reserve(cost))
+    case = set_aside(r, case, "score", cost)
     (reply,) = yield (Call(r.scorer.score, r.scorer.ascore, (case.step, failed)),)
     error = reply.error
     usage = reply.value.usage if error is None else Usage(calls=getattr(error, "calls", 0))
     case = replace(case, ledger=case.ledger.settle(cost, r.spend(usage, seconds=reply.seconds)))
     if error is not None:
+        r.emit(Scored(case.step.id, r.scorer.name, len(failed), 0, usage, reply.seconds))
         return case.note(f"{r.scorer.name} could not score: {type(error).__name__}: {error}"), None
-    return case.note(*reply.value.notes), reply.value.tables
+    tables: Tables = reply.value.tables
+    scored = sum(isinstance(t, TopLogprobs) for t in tables)
+    r.emit(Scored(case.step.id, r.scorer.name, len(failed), scored, usage, reply.seconds))
+    return case.note(*reply.value.notes), tables
+
+
+def refused(r: Recovery, case: Case, purpose: Purpose, cost: Spend) -> tuple[str, ...]:
+    """The caps that ``cost`` would cross, told to the hook; empty when it can be paid."""
+    if caps := case.ledger.shortfall(cost):
+        r.emit(Reserved(case.step.id, purpose, cost, caps))
+    return caps
+
+
+def set_aside(r: Recovery, case: Case, purpose: Purpose, cost: Spend) -> Case:
+    """With ``cost`` reserved; raises ``BudgetExhausted`` where it cannot be paid."""
+    case = replace(case, ledger=case.ledger.reserve(cost))
+    r.emit(Reserved(case.step.id, purpose, cost))
+    return case
 
 
 def _times(each: Spend, n: int) -> Spend:

@@ -10,7 +10,7 @@ from rfx_agent._records import Attempt
 from rfx_agent._types import Operator, Rollout, SampleRequest, Spend, ToolResult
 from rfx_agent.case import Ask, Case, Outcome
 from rfx_agent.diagnosis import diagnose_case
-from rfx_agent.engine.calls import ask_model, ask_tool, examine, run_tool, seed_of
+from rfx_agent.engine.calls import ask_model, ask_tool, examine, refused, run_tool, seed_of, set_aside
 from rfx_agent.engine.drivers import Call, Flow
 from rfx_agent.escalation import apply_reply, payload
 from rfx_agent.events import Decided, Escalated, Finished
@@ -159,7 +159,7 @@ def _taken(
     each = r.bound(case, case.step.messages, prefix) + Spend(attempts=1)
     n = case.ledger.affordable(each, most=wanted)
     if n == 0:
-        caps = ", ".join(case.ledger.shortfall(each))
+        caps = ", ".join(refused(r, case, "sample", each))
         return case.add((), Attempt(operator, wanted, 0, note=f"the budget cannot pay for a draw: {caps}"))
     before = case.ledger.spent.tokens
     case, rollouts, failure = yield from ask_model(r, case, call(n), operator, each, n, steerer=steerer)
@@ -203,7 +203,7 @@ def _accepted(case: Case, rollout: Rollout) -> Outcome:
 def _open(r: Recovery, case: Case, *, human: bool) -> Case:
     """Put the case before a person, or end it where nobody can be asked. Paid for here, before the interrupt."""
     decision, fee = case.decision, Spend(escalations=1)
-    if not human or case.ledger.shortfall(fee):
+    if not human or refused(r, case, "escalate", fee):
         why = "no escalation is left in the budget" if human else "nobody can be asked"
         return _finish(
             r,
@@ -212,8 +212,9 @@ def _open(r: Recovery, case: Case, *, human: bool) -> Case:
         )
     opened, wait = r.clock(), r.escalation.deadline
     ask = Ask(opened, None if wait is None else opened + wait, r.escalation.default)
+    case = set_aside(r, case, "escalate", fee)
     r.emit(Escalated(case.step.id, ask.deadline))
-    return _paid(replace(case, ledger=case.ledger.charge(fee), ask=ask))
+    return _paid(replace(case, ledger=case.ledger.settle(fee, fee), ask=ask))
 
 
 def _finish(r: Recovery, case: Case, outcome: Outcome) -> Case:
