@@ -17,6 +17,7 @@ __all__ = ["Ask", "Case", "Outcome", "Status", "decode", "encode"]
 
 Status = Literal["accepted", "rescued", "human", "rejected", "unresolved"]
 T = TypeVar("T")
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +136,29 @@ class Case:
 
 def encode(value: Any) -> Any:
     """A record as plain JSON-able values; fields that hold their default are left out."""
-    if is_dataclass(value) and not isinstance(value, type):
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is tuple or kind is list:
+        return [encode(item) for item in value]
+    if (known := _fields(kind)) is not None:  # type: ignore[arg-type]  # classes are hashable
         return {
-            f.name: encode(item)
-            for f in fields(value)
-            if (item := getattr(value, f.name)) is not f.default and (f.default is MISSING or item != f.default)
+            name: encode(item)
+            for name, default in known
+            if (item := getattr(value, name)) is not default and (default is MISSING or item != default)
         }
     if isinstance(value, (tuple, list)):
         return [encode(item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
     return value
+
+
+@cache
+def _fields(kind: type[Any]) -> tuple[tuple[str, Any], ...] | None:
+    """Names and defaults of a record's fields; None for what is no record. Looked up once a class: graphs encode a
+    whole case at every node."""
+    return tuple((f.name, f.default) for f in fields(kind)) if is_dataclass(kind) else None
 
 
 def decode(cls: type[T], data: Any) -> T:

@@ -48,7 +48,9 @@ def diagnose_case(case: Case, calibration: Calibration, cost: Mapping[str, Spend
         passes=sum(r.passed for r in draws),
         agreement=agreement([r.answer for r in draws], [r.response_id for r in draws]),
         posterior={
-            op: update(calibration.prior(op), passes=passes, draws=tries) for op, (tries, passes) in tallies.items()
+            op: update(prior, passes=passes, draws=tries) if tries else prior
+            for op, (tries, passes) in tallies.items()
+            for prior in (calibration.prior(op),)
         },
         tried={op: n for op in sorted(operators) if (n := sum(a.operator == op for a in case.attempts))},
         cost=cost,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from rfx_agent._errors import ConfigError
@@ -128,6 +128,13 @@ class Recovery:
                 "because an unknown price is not a free one"
             )
 
+    def with_parts(self, **parts: Any) -> Recovery:
+        """A copy with some parts replaced, not checked again: for adapters, which make one for every call."""
+        made = object.__new__(Recovery)
+        for name in _NAMES:
+            object.__setattr__(made, name, parts[name] if name in parts else getattr(self, name))
+        return made
+
     def start(self, step: Step | str, candidate: Rollout | str | None = None) -> Case:
         """The case of ``step`` before anything happened.
 
@@ -210,3 +217,6 @@ class Recovery:
             self.on_event(event)
         except Exception:  # noqa: BLE001  # the hook is foreign code
             _log.exception("on_event failed on %s", type(event).__name__)
+
+
+_NAMES = tuple(f.name for f in fields(Recovery))

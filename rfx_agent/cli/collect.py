@@ -1,0 +1,212 @@
+"""``rfx collect``: failures of a model, measured, steered and recorded."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rfx_agent._errors import RfxError
+from rfx_agent.cli.collect_show import CollectView, rates, summary
+
+if TYPE_CHECKING:
+    from rfx_agent.lab.collect import Plan
+    from rfx_agent.lab.dataset import Dataset
+    from rfx_agent.lab.problems import Problem
+
+__all__ = ["collect"]
+
+_TOP_K = 100
+_ALPHA = 0.7
+_LIFTED = 1.0
+
+
+class _Verifier(StrEnum):
+    exact = "exact"
+    math = "math"
+
+
+class _Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def collect(
+    out: Annotated[Path, typer.Argument(help="Folder of the dataset and of its journal.", show_default=False)],
+    specialist: Annotated[
+        str, typer.Option(help="The model that fails: a known name, a GGUF file, a model folder or a Hub id.")
+    ] = "qwen2.5-coder-0.5b",
+    ancestor: Annotated[
+        str | None, typer.Option(help="The model it is compared and mixed with; 'none' goes without.")
+    ] = "qwen2.5-coder-1.5b",
+    reasoning_gym: Annotated[
+        str | None,
+        typer.Option(help="'default', or generators of reasoning-gym: gen1,gen2.", show_default="default"),
+    ] = None,
+    per_generator: Annotated[int, typer.Option(min=1, help="Problems of each generator.")] = 10,
+    problems: Annotated[
+        Path | None, typer.Option(help="Problems of your own: JSON lines with id, prompt or messages, and reference.")
+    ] = None,
+    verifier: Annotated[_Verifier, typer.Option(help="What judges the answers to your own problems.")] = (
+        _Verifier.exact
+    ),
+    draws: Annotated[int, typer.Option(min=1, help="Retries of a failing problem.")] = 8,
+    attempts: Annotated[int, typer.Option(min=1, help="Attempts of the tool and of each decoding operator.")] = 4,
+    scored: Annotated[int, typer.Option(min=1, help="Failed draws of a problem that both models measure.")] = 4,
+    failures: Annotated[
+        int | None, typer.Option(min=1, help="Stop screening at so many failing problems.", show_default="all")
+    ] = None,
+    operators: Annotated[
+        str | None, typer.Option(help="Decoding operators: op1,op2, or 'none'.", show_default="all")
+    ] = None,
+    tool: Annotated[bool, typer.Option(help="Try programs that the model writes, in the sandbox.")] = True,
+    dtype: Annotated[_Dtype, typer.Option(help="What sampling and steering compute in.")] = _Dtype.float32,
+    score_dtype: Annotated[_Dtype, typer.Option(help="What scoring computes in.")] = _Dtype.float32,
+    device: Annotated[
+        str | None, typer.Option(help="PyTorch's device.", show_default="cuda if there, else cpu")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Decode temperature, also of the features.")] = 0.6,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per completion.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the problems and of every draw.")] = 0,
+    parallel: Annotated[int, typer.Option(min=1, help="Attempts in flight at once; also the rows of a batch.")] = 16,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Write the files from what is recorded, and do nothing else.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line of standard output.")
+    ] = False,
+) -> None:
+    """Collect a dataset of failures; started again, it goes on where it was stopped or killed.
+
+    Problems that fail one draw are drawn again, given to the tool, measured by both models, and steered. OUT then
+    holds rollouts.parquet and failures.parquet; rfx calibrate, simulate, audit and report read the second.
+    """
+    console = Console(stderr=as_json, soft_wrap=True)
+    try:
+        from rfx_agent.lab import collect as lab
+
+        if finish:
+            found = lab.finish(out)
+        else:
+            if reasoning_gym is not None and problems is not None:
+                raise typer.BadParameter("--reasoning-gym and --problems exclude each other")
+            chosen = _problems(reasoning_gym, per_generator, problems, verifier.value, seed)
+            plan = _plan(
+                *(chosen, specialist, None if ancestor in (None, "none") else ancestor, tool, _split(operators)),
+                *(dtype.value, score_dtype.value, device, parallel),
+                draws=draws,
+                attempts=attempts,
+                scored=scored,
+                failures=failures,
+                temperature=temperature,
+                tool_temperature=temperature,
+                max_tokens=max_tokens,
+                seed=seed,
+                extras={"problems": _about(reasoning_gym, per_generator, problems, verifier.value, seed)},
+            )
+            with CollectView(console) as view:
+                found = lab.collect(plan, out, progress=view.show)
+    except RfxError as error:
+        Console(stderr=True, soft_wrap=True).print(f"rfx: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        note = "stopped; the same command goes on from here, and --finish writes what is there"
+        Console(stderr=True, soft_wrap=True).print(f"rfx: {note}", style="yellow", markup=False, highlight=False)
+        raise typer.Exit(130) from None
+    summary(console, found)
+    if as_json:
+        typer.echo(json.dumps(_result(found)))
+
+
+def _problems(gym: str | None, per_generator: int, path: Path | None, verifier: Any, seed: int) -> tuple[Problem, ...]:
+    from rfx_agent.lab.problems import from_gym, from_jsonl
+
+    if path is not None:
+        return from_jsonl(path, verifier=verifier)
+    names = None if gym in (None, "default") else _split(gym)
+    return from_gym(names, per_generator=per_generator, seed=seed)
+
+
+def _about(gym: str | None, per_generator: int, path: Path | None, verifier: str, seed: int) -> dict[str, Any]:
+    if path is not None:
+        return {"source": "file", "file": path.name, "verifier": verifier}
+    return {"source": "reasoning_gym", "generators": gym or "default", "per_generator": per_generator, "seed": seed}
+
+
+def _plan(
+    problems: tuple[Problem, ...],
+    specialist: str,
+    ancestor: str | None,
+    tool: bool,
+    operators: tuple[str, ...] | None,
+    dtype: str,
+    score_dtype: str,
+    device: str | None,
+    parallel: int,
+    **options: Any,
+) -> Plan:
+    from rfx_agent.backends import transformers as tf
+    from rfx_agent.lab.collect import Plan
+    from rfx_agent.tools import ProgramTool
+
+    models: dict[tuple[str, str], Any] = {}
+
+    def model(weights: str, kind: str) -> Any:
+        if (weights, kind) not in models:
+            models[weights, kind] = tf.CausalModel(weights, dtype=kind, device=device)
+        return models[weights, kind]
+
+    def who(weights: str) -> dict[str, str]:
+        return {"name": weights, "sha256": model(weights, dtype).digest, "dtype": dtype, "score_dtype": score_dtype}
+
+    own = model(specialist, dtype)
+    steerer: Any = None
+    scorers: tuple[Any, Any] = (None, None)
+    if ancestor is not None:
+        if operators != ():
+            steerer = tf.TransformersSteerer(
+                own, model(ancestor, dtype), alpha=_ALPHA, lifted_temperature=_LIFTED, max_rows=parallel
+            )
+        # Both tables of a rollout come from one kind of pass, or rounding would pass for drift: a decode that was
+        # batched with others is not a prefill to the last digit.
+        scoring = model(specialist, score_dtype)
+        scorers = (
+            tf.TransformersScorer(scoring, top_k=_TOP_K),
+            tf.TransformersScorer(model(ancestor, score_dtype), specialist=scoring, top_k=_TOP_K),
+        )
+    return Plan(
+        problems=problems,
+        sampler=tf.TransformersSampler(own, top_k=_TOP_K, max_rows=parallel),
+        tool=ProgramTool() if tool else None,
+        steerer=steerer,
+        operators=operators,
+        scorers=scorers,
+        parallel=parallel,
+        specialist=who(specialist),
+        ancestor=None if ancestor is None else who(ancestor),
+        settings={"alpha": _ALPHA, "lifted_temperature": _LIFTED, "top_k": _TOP_K},
+        **options,
+    )
+
+
+def _split(names: str | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    return () if names == "none" else tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def _result(found: Dataset) -> dict[str, Any]:
+    about = found.provenance
+    return {
+        "folder": str(found.folder),
+        "failures": len(found),
+        "rollouts": found.rollouts.num_rows,
+        "screened": about["screened"],
+        "partial": about["partial"],
+        "operators": rates(found),
+    }
