@@ -38,6 +38,7 @@ from rfx_agent.routing import RoutingRule, route
 if TYPE_CHECKING:
     from rfx_agent.adapters.langchain import ChatModelSampler
     from rfx_agent.adapters.langgraph import outcome_of, recovery_graph, step_input
+    from rfx_agent.adapters.middleware import RecoverabilityMiddleware
     from rfx_agent.adapters.wrap import with_recovery
     from rfx_agent.backends.local import LocalSampler
     from rfx_agent.backends.openai import OpenAISampler
@@ -80,6 +81,7 @@ __all__ = [
     "Price",
     "ProgramTool",
     "PydanticVerifier",
+    "RecoverabilityMiddleware",
     "Recovery",
     "RegexVerifier",
     "RetryBudget",
@@ -122,6 +124,7 @@ _LAZY = {
     "OpenAISampler": "backends.openai",
     "ProgramTool": "tools",
     "PydanticVerifier": "verifiers",
+    "RecoverabilityMiddleware": "adapters.middleware",
     "RegexVerifier": "verifiers",
     "outcome_of": "adapters.langgraph",
     "recovery_graph": "adapters.langgraph",

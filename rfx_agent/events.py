@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, TypeAlias
 
 from rfx_agent._records import Decision
 from rfx_agent._types import Operator, Spend, Usage
@@ -20,6 +22,7 @@ __all__ = [
     "Sampled",
     "Scored",
     "ToolRan",
+    "as_record",
 ]
 
 Purpose: TypeAlias = Literal["sample", "tool", "score", "verify", "escalate"]
@@ -123,3 +126,42 @@ class Finished:
 
 
 Event: TypeAlias = Reserved | Sampled | Judged | Scored | ToolRan | Decided | Escalated | Finished
+
+_UNSAID = frozenset({"text", "answer"})
+
+
+def as_record(event: Event) -> dict[str, Any]:
+    """``event`` as plain JSON-able values: ``{"type": "rfx.sampled", "step_id": ..., "operator": ..., ...}``.
+
+    The event's own fields are all there; of a record inside it, those that hold their default are left out. What
+    stays out for good is what was said: an outcome's text and answer, and the sentence that quotes a person.
+    """
+    kind: Any = type(event)
+    record: dict[str, Any] = {"type": f"rfx.{kind.__name__.lower()}"}
+    for name, _ in _layout(kind):
+        record[name] = _plain(getattr(event, name))
+    if isinstance(event, Finished):
+        unsaid = _UNSAID | {"sentence"} if event.outcome.by == "human" else _UNSAID
+        record["outcome"] = {key: value for key, value in record["outcome"].items() if key not in unsaid}
+    return record
+
+
+def _plain(value: Any) -> Any:
+    # As ``case.encode``, with the layout of each class looked up once: hooks run on every step that passes.
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if is_dataclass(value):
+        kind: Any = type(value)
+        return {
+            name: _plain(item)
+            for name, default in _layout(kind)
+            if (item := getattr(value, name)) is not default and item != default
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value]
+
+
+@cache
+def _layout(cls: type[Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((f.name, f.default if f.default is not MISSING else _layout) for f in fields(cls))

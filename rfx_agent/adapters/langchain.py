@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ContextThreadPoolExecutor
 
-from rfx_agent._errors import ConfigError, RfxError, SamplerError, is_control_flow
-from rfx_agent._types import Rollout, SampleRequest, SampleResult, Usage
-from rfx_agent.features import TopLogprobs
+from rfx_agent._errors import ConfigError, SamplerError, is_control_flow
+from rfx_agent._types import SampleRequest, SampleResult, Usage
+from rfx_agent.adapters._messages import rollout_of
 
 __all__ = ["ChatModelSampler"]
+
+_MOST_THREADS = 16
 
 
 class ChatModelSampler:
@@ -42,31 +46,35 @@ class ChatModelSampler:
     def sample(self, request: SampleRequest) -> SampleResult:
         """Draw ``request.n`` completions."""
         messages = self._messages(request)
-        configs = [_tagged(i) for i in range(request.n)]
-        return self._result(
-            request,
-            self._model.batch([messages] * request.n, configs, return_exceptions=True, **self._kwargs(request)),
-        )
+
+        def one(draw: int) -> BaseMessage | Exception:
+            try:
+                return self._model.invoke(messages, _tagged(draw), **self._kwargs(request, draw))
+            except Exception as error:  # noqa: BLE001  # one failed call of several; sorted out in _result
+                return error
+
+        if request.n == 1:
+            return self._result(request, [one(0)])
+        with ContextThreadPoolExecutor(max_workers=min(request.n, _MOST_THREADS)) as pool:
+            return self._result(request, list(pool.map(one, range(request.n))))
 
     async def asample(self, request: SampleRequest) -> SampleResult:
         """The same, without blocking the event loop."""
         messages = self._messages(request)
-        configs = [_tagged(i) for i in range(request.n)]
-        return self._result(
-            request,
-            await self._model.abatch([messages] * request.n, configs, return_exceptions=True, **self._kwargs(request)),
-        )
+        calls = [self._model.ainvoke(messages, _tagged(i), **self._kwargs(request, i)) for i in range(request.n)]
+        return self._result(request, await asyncio.gather(*calls, return_exceptions=True))
 
     def _messages(self, request: SampleRequest) -> list[BaseMessage]:
         if request.prefix is not None:
             raise ConfigError("chat model sampler: prefix is set, but a LangChain chat model continues none")
         return convert_to_messages([dict(m) for m in request.messages])
 
-    def _kwargs(self, request: SampleRequest) -> dict[str, Any]:
+    def _kwargs(self, request: SampleRequest, draw: int) -> dict[str, Any]:
         values = {
             "temperature": request.temperature,
             "max_tokens": request.max_tokens,
-            "seed": request.seed,
+            # A server that honours seeds would give equal calls one and the same draw.
+            "seed": None if request.seed is None else request.seed + draw,
             "logprobs": True if request.want_logprobs else None,
             "top_logprobs": 20 if request.want_logprobs else None,
         }
@@ -77,38 +85,17 @@ class ChatModelSampler:
         for error in errors:
             if is_control_flow(error) or not isinstance(error, Exception):
                 raise error
-        rollouts = tuple(_rollout(m, request) for m in messages if isinstance(m, AIMessage))
+        rollouts = tuple(rollout_of(m, request.temperature) for m in messages if isinstance(m, AIMessage))
         notes = tuple(dict.fromkeys(f"{self.name}: {type(e).__name__}: {e}" for e in errors))
         if errors and not rollouts:
             raise SamplerError(notes[0], calls=len(messages)) from errors[0]
-        if request.want_logprobs and rollouts and all(x.logprobs is None for x in rollouts):
-            notes += (f"{self.name} gave no log-probabilities",)
+        without = sum(x.logprobs is None for x in rollouts)
+        if request.want_logprobs and without:
+            some = "" if without == len(rollouts) else f" that can be used for {without} of {len(rollouts)} draws"
+            notes += (f"{self.name} gave no log-probabilities{some}",)
         usage = sum((x.usage for x in rollouts), Usage(calls=len(errors)))
         return SampleResult(rollouts, usage, notes)
 
 
 def _tagged(draw: int) -> RunnableConfig:
     return {"tags": [f"retry:attempt:{draw + 1}"]}
-
-
-def _rollout(message: AIMessage, request: SampleRequest) -> Rollout:
-    used: Mapping[str, Any] = message.usage_metadata or {}
-    usage = Usage(used.get("input_tokens", 0), used.get("output_tokens", 0), 1)
-    table = tokens = None
-    content = (message.response_metadata.get("logprobs") or {}).get("content") or []
-    if content:
-        tokens = tuple(str(entry["token"]) for entry in content)
-        rows = [[(x["token"], x["logprob"]) for x in entry.get("top_logprobs") or []] for entry in content]
-        try:
-            table = TopLogprobs.from_rows(rows, tokens)
-        except RfxError:
-            table = None  # a table that breaks its contract is no evidence; the rollout stays
-    return Rollout(
-        text=str(message.text),
-        response_id=message.id,
-        temperature=request.temperature,
-        finish_reason=message.response_metadata.get("finish_reason"),
-        usage=usage,
-        tokens=tokens,
-        logprobs=table,
-    )

@@ -9,22 +9,26 @@
        └───▶ escalate ─────────────▶ END   one interrupt, nothing spent before it
 
 The graph owns the keys of ``RecoveryState`` and touches no other, so it can be a node of any parent graph that
-shares them.
+shares them; ``rfx_agent.adapters.node.add_recovery`` puts it behind a node of a graph that does not.
+
+Every event of the engine is also written to LangGraph's custom stream, as ``rfx_agent.events.as_record`` makes it;
+from within a parent graph they arrive under the subgraph's namespace, with ``subgraphs=True``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NotRequired
 
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, Command, interrupt
 from typing_extensions import TypedDict
 
-from rfx_agent._errors import ConfigError, EscalationError
+from rfx_agent._errors import EscalationError
 from rfx_agent._types import Step
+from rfx_agent.adapters._source import Given, Source
 from rfx_agent.case import Case, Outcome, decode, encode
 from rfx_agent.engine import (
     Flow,
@@ -75,91 +79,128 @@ def outcome_of(state: RecoveryOutput | dict[str, Any]) -> Outcome:
 
 
 def recovery_graph(
-    recovery: Recovery,
+    recovery: Given,
     *,
+    context_schema: type[Any] | None = None,
     interrupts: bool = True,
     checkpointer: Checkpointer = None,
     name: str = "recovery",
-) -> CompiledStateGraph[RecoveryState, None, RecoveryInput, RecoveryOutput]:
+) -> CompiledStateGraph[RecoveryState, Any, RecoveryInput, RecoveryOutput]:
     """The recovery graph, compiled: on its own with a checkpointer, or as a node of another graph.
 
     Args:
-        recovery: what to sample, verify and spend.
+        recovery: what to sample, verify and spend; or a function that makes it of the run's context, called in every
+            node, so let it give the same object for the same context.
+        context_schema: of the context that such a function takes: a pydantic model, a dataclass or a TypedDict.
         interrupts: whether ``escalate`` interrupts for a person. Without it a failure that nothing rescued ends
             ``unresolved``. An interrupt needs a checkpointer, here or in the parent graph.
         checkpointer: as ``StateGraph.compile`` takes it.
         name: the graph's name in traces and drawings.
+
+    Raises:
+        ConfigError: ``recovery`` is neither.
     """
-    if not isinstance(recovery, Recovery):
-        raise ConfigError(f"recovery_graph: recovery is {recovery!r}; give a rfx_agent.Recovery")
+    source = Source(recovery, where="recovery_graph")
     remedies: dict[str, Callable[[Recovery, Case], Flow[Case]]] = {"resample": resample}
-    if recovery.tool is not None:
+    if source.fixed is None or source.fixed.tool is not None:
         remedies["tool_verify"] = tool_verify
-    if recovery.steerer is not None:
+    if source.fixed is None or source.fixed.steerer is not None:
         remedies["steer"] = steer
 
-    def route(case: Case) -> Command[str]:
-        update: dict[str, Any] = {"recovery": encode(case)}
-        if case.outcome is not None:
-            return Command(goto=END, update=update | {"outcome": encode(case.outcome)})
-        return Command(goto="escalate" if case.ask is not None else case.decision.route, update=update)
+    def start(r: Recovery, state: RecoveryState) -> Flow[Case]:
+        return diagnose(r, _opened(r, state), human=interrupts)
 
-    def opened(state: RecoveryState) -> Case:
-        given = state["step"]
-        step = Step.of(given) if isinstance(given, str) else decode(Step, given)
-        if kept := state.get("recovery"):
-            case = decode(Case, kept)
-            # A case that comes back from its remedy goes on. Any other belongs to an earlier run of the thread:
-            # it has ended, was left before a person, or was broken off.
-            back = case.outcome is None and case.ask is None and case.decision.budget_after is not None
-            if back and case.step.id == step.id:
-                return case
-        return recovery.start(step, state.get("candidate"))
-
-    def diagnose_node(state: RecoveryState) -> Command[str]:
-        return route(drive(diagnose(recovery, opened(state), human=interrupts)))
-
-    async def adiagnose_node(state: RecoveryState) -> Command[str]:
-        return route(await drive_async(diagnose(recovery, opened(state), human=interrupts)))
-
-    builder = StateGraph(RecoveryState, input_schema=RecoveryInput, output_schema=RecoveryOutput)
+    builder = StateGraph(
+        RecoveryState, context_schema=context_schema, input_schema=RecoveryInput, output_schema=RecoveryOutput
+    )
     builder.add_node(
         "diagnose",
-        RunnableLambda(diagnose_node, adiagnose_node, name="diagnose"),
+        _flow_node("diagnose", source, start, _routed),
         destinations=(*remedies, "escalate", END) if interrupts else (*remedies, END),
     )
     builder.add_edge(START, "diagnose")
     for node, flow in remedies.items():
-        builder.add_node(node, _remedy(node, recovery, flow))
+        builder.add_node(node, _flow_node(node, source, _kept(flow), _updated))
         builder.add_edge(node, "diagnose")
     if interrupts:
 
-        def escalate_node(state: RecoveryState) -> dict[str, Any]:
-            # On resume a node runs again from its top, so nothing is sampled or spent before the interrupt.
-            case = decode(Case, state["recovery"])
-            asked = payload(case)
-            reply = interrupt(asked)
-            while True:
-                try:
-                    case = answer_human(recovery, case, reply)
-                except EscalationError as error:
-                    # A thread keeps the reply it was resumed with, so one that does not fit is asked for again.
-                    reply = interrupt(asked | {"error": str(error)})
-                else:
-                    return {"recovery": encode(case), "outcome": encode(case.outcome)}
+        def escalate(state: RecoveryState) -> dict[str, Any]:
+            return _escalated(source.get(), state)
 
-        builder.add_node("escalate", escalate_node)
+        async def aescalate(state: RecoveryState) -> dict[str, Any]:
+            return _escalated(await source.aget(), state)
+
+        builder.add_node("escalate", _Node("escalate", escalate, aescalate))
         builder.add_edge("escalate", END)
     return builder.compile(checkpointer=checkpointer, name=name)
 
 
-def _remedy(
-    node: str, recovery: Recovery, flow: Callable[[Recovery, Case], Flow[Case]]
-) -> RunnableLambda[RecoveryState, dict[str, Any]]:
-    def run(state: RecoveryState) -> dict[str, Any]:
-        return {"recovery": encode(drive(flow(recovery, decode(Case, state["recovery"]))))}
+class _Node(Runnable[RecoveryState, Any]):
+    """A node with a sync and an async side. LangGraph makes it a run; a ``RunnableLambda`` would be a second one."""
 
-    async def arun(state: RecoveryState) -> dict[str, Any]:
-        return {"recovery": encode(await drive_async(flow(recovery, decode(Case, state["recovery"]))))}
+    def __init__(
+        self, name: str, run: Callable[[RecoveryState], Any], arun: Callable[[RecoveryState], Awaitable[Any]]
+    ) -> None:
+        self.name, self._run, self._arun = name, run, arun
 
-    return RunnableLambda(run, arun, name=node)
+    def invoke(self, input: RecoveryState, config: RunnableConfig | None = None, **_: Any) -> Any:  # noqa: A002  # LangChain's name
+        return self._run(input)
+
+    async def ainvoke(self, input: RecoveryState, config: RunnableConfig | None = None, **_: Any) -> Any:  # noqa: A002  # LangChain's name
+        return await self._arun(input)
+
+
+def _flow_node(
+    name: str,
+    source: Source,
+    flow: Callable[[Recovery, RecoveryState], Flow[Case]],
+    give: Callable[[Case], Any],
+) -> _Node:
+    def run(state: RecoveryState) -> Any:
+        return give(drive(flow(source.get(), state)))
+
+    async def arun(state: RecoveryState) -> Any:
+        return give(await drive_async(flow(await source.aget(), state)))
+
+    return _Node(name, run, arun)
+
+
+def _kept(flow: Callable[[Recovery, Case], Flow[Case]]) -> Callable[[Recovery, RecoveryState], Flow[Case]]:
+    return lambda r, state: flow(r, decode(Case, state["recovery"]))
+
+
+def _opened(r: Recovery, state: RecoveryState) -> Case:
+    given = state["step"]
+    step = Step.of(given) if isinstance(given, str) else decode(Step, given)
+    if kept := state.get("recovery"):
+        case = decode(Case, kept)
+        # A case that comes back from its remedy goes on. Any other belongs to an earlier run of the thread:
+        # it has ended, was left before a person, or was broken off.
+        back = case.outcome is None and case.ask is None and case.decision.budget_after is not None
+        if back and case.step.id == step.id:
+            return case
+    return r.start(step, state.get("candidate"))
+
+
+def _routed(case: Case) -> Command[str]:
+    if case.outcome is not None:
+        return Command(goto=END, update=_updated(case) | {"outcome": encode(case.outcome)})
+    return Command(goto="escalate" if case.ask is not None else case.decision.route, update=_updated(case))
+
+
+def _updated(case: Case) -> dict[str, Any]:
+    return {"recovery": encode(case)}
+
+
+def _escalated(r: Recovery, state: RecoveryState) -> dict[str, Any]:
+    # On resume a node runs again from its top, so nothing is sampled or spent before the interrupt.
+    case = decode(Case, state["recovery"])
+    reply = interrupt(payload(case))
+    while True:
+        try:
+            case = answer_human(r, case, reply)
+        except EscalationError as error:
+            # A thread keeps the reply it was resumed with, so one that does not fit is asked for again.
+            reply = interrupt(payload(case, error=str(error)))
+        else:
+            return _updated(case) | {"outcome": encode(case.outcome)}

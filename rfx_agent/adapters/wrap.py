@@ -2,197 +2,143 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Literal, TypeVar, overload
 
-from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_messages
-from langchain_core.prompt_values import PromptValue
-from langchain_core.runnables import Runnable, RunnableConfig, ensure_config, patch_config
+from langchain_core.exceptions import OutputParserException
+from langchain_core.runnables import Runnable
 from langchain_core.runnables.base import coerce_to_runnable
-from pydantic import BaseModel
-from pydantic_core import to_json
+from pydantic import ValidationError
 
-from rfx_agent._errors import ConfigError, RfxError, SamplerError, Unresolved, is_control_flow
-from rfx_agent._types import Rollout, SampleRequest, SampleResult, Step, Usage
-from rfx_agent.case import Case
+from rfx_agent._errors import ConfigError
+from rfx_agent._types import SampleRequest, SampleResult, Step
+from rfx_agent.adapters._chain.plan import Plan, Retracted
+from rfx_agent.adapters._chain.recovered import RETRACT, RecoveredRunnable
+from rfx_agent.adapters._texts import as_text
 from rfx_agent.engine import Recovery
 from rfx_agent.ports import Sampler, Verifier
 
-__all__ = ["RecoveredRunnable", "with_recovery"]
+__all__ = ["RETRACT", "RecoveredRunnable", "Retracted", "with_recovery"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
 
+@overload
+def with_recovery(
+    runnable: Runnable[In, Out] | Callable[[In], Out],
+    *,
+    verifier: Verifier,
+    stream: Literal["speculative"],
+    on_retract: None = None,
+    **options: Any,
+) -> RecoveredRunnable[In, Out | Retracted]: ...
+
+
+@overload
+def with_recovery(
+    runnable: Callable[[In], Awaitable[Out]], *, verifier: Verifier, **options: Any
+) -> RecoveredRunnable[In, Out]: ...
+
+
+@overload
+def with_recovery(
+    runnable: Callable[[Iterator[In]], Iterator[Out]] | Callable[[AsyncIterator[In]], AsyncIterator[Out]],
+    *,
+    verifier: Verifier,
+    **options: Any,
+) -> RecoveredRunnable[In, Out]: ...
+
+
+@overload
 def with_recovery(
     runnable: Runnable[In, Out] | Callable[[In], Out],
     *,
     verifier: Verifier,
     sampler: Sampler | None = None,
     restore: Callable[[str], Out] | None = None,
-    prompt: Callable[[In], str] | None = None,
+    prompt: Callable[[In], str | Step] | None = None,
+    text: Callable[[Out], str] = as_text,
+    failures: tuple[type[Exception], ...] = ...,
+    name: str = "with_recovery",
+    stream: Literal["accepted", "speculative"] = "accepted",
+    on_retract: Callable[[Retracted], None] | None = None,
     **options: Any,
-) -> RecoveredRunnable[In, Out]:
+) -> RecoveredRunnable[In, Out]: ...
+
+
+def with_recovery(
+    runnable: Any,
+    *,
+    verifier: Verifier,
+    sampler: Sampler | None = None,
+    restore: Callable[[str], Any] | None = None,
+    prompt: Callable[[Any], str | Step] | None = None,
+    text: Callable[[Any], str] = as_text,
+    failures: tuple[type[Exception], ...] = (OutputParserException, ValidationError),
+    name: str = "with_recovery",
+    stream: Literal["accepted", "speculative"] = "accepted",
+    on_retract: Callable[[Retracted], None] | None = None,
+    **options: Any,
+) -> RecoveredRunnable[Any, Any]:
     """``runnable`` with recovery behind it.
 
-    A call whose output passes ``verifier`` costs nothing more. One that fails is run again, diagnosed and routed;
-    what comes back in the end is an output that passed, or ``Unresolved`` with the whole case.
+    The first run is the caller's own call: it asks no budget, and where its output passes ``verifier`` nothing more
+    happens. One that fails is run again, diagnosed and routed under ``budget``; what comes back in the end is an
+    output that passed, or ``Unresolved`` with the whole case.
+
+    The call is one run named ``name``, and the attempts are its children, tagged ``retry:attempt:2`` and so on from
+    the second one. An attempt whose output was rejected is a run that succeeded; one that raised keeps its error on
+    the runs inside it, and the call's own run has an error only where the call raises.
+
+    Streams give the attempt that was accepted, in its own chunks, once it was accepted. Streaming callback handlers
+    (``astream_events``, ``astream_log``, LangGraph's ``messages`` mode) see that attempt only; tracers see them all.
+    With ``stream="speculative"`` the first attempt's chunks go out as they come. If it fails, a custom event
+    ``rfx.retract`` with the fields of ``Retracted`` goes to the callbacks before anything else does; a plain stream
+    has no such channel, so there ``on_retract`` is called, or else a ``Retracted`` is yielded among the chunks.
 
     Args:
-        runnable: a chain, or a plain callable.
-        verifier: judges the output as text: a string as it is, a message's text, anything else as JSON.
+        runnable: a chain, a chat model, or a plain callable, sync, async or a generator.
+        verifier: judges the output as text.
         sampler: the model that drives ``tool``; the chain itself is what is sampled again.
         restore: makes an output from a text that no run of the chain produced (a tool's result, a person's
             answer). By default strings and messages are made; other types need it.
-        prompt: the step's prompt from the chain's input; by default the input as text or messages.
-        options: further parameters of ``Recovery``, such as ``tool``, ``budget`` or ``policy``.
+        prompt: the step, or its prompt, from the chain's input; by default the input's messages or the input as text.
+        text: what the verifier reads of an output: by default a string as it is, a message's text, anything else
+            as JSON.
+        failures: exceptions of the chain that are failed answers, not a chain out of order: such a run is judged as
+            failed and the chain is run again. Any other exception ends the step; for those of the network put
+            ``with_retry`` inside.
+        name: of the run.
+        stream: ``accepted`` or ``speculative``.
+        on_retract: called when a speculative stream's first attempt failed, before the next chunk.
+        options: further parameters of ``Recovery``, such as ``tool``, ``budget``, ``policy`` or ``on_event``.
+
+    Raises:
+        ConfigError: on parameters that cannot work, or not together.
     """
-    chain: Runnable[In, Out] = coerce_to_runnable(runnable)
+    chain: Runnable[Any, Any] = coerce_to_runnable(runnable)
     if options.get("tool") is not None and sampler is None:
         raise ConfigError("with_recovery: tool is set but sampler is None; give the model that is to drive it")
-    probe = _ChainSampler(chain, None, {}, Step.of("-"), sampler)
-    return RecoveredRunnable(chain, Recovery(sampler=probe, verifier=verifier, **options), sampler, restore, prompt)
+    if stream not in ("accepted", "speculative"):
+        raise ConfigError(f"with_recovery: stream is {stream!r}; give 'accepted' or 'speculative'")
+    if on_retract is not None and stream != "speculative":
+        raise ConfigError("with_recovery: on_retract is set, but only stream='speculative' retracts anything")
+    if not isinstance(failures, tuple) or not all(isinstance(f, type) and issubclass(f, Exception) for f in failures):
+        raise ConfigError(f"with_recovery: failures is {failures!r}; give a tuple of exception classes")
+    recovery = Recovery(sampler=_Unbound(), verifier=verifier, **options)  # each call brings its own sampler
+    plan = Plan(chain, recovery, sampler, restore, prompt, text, failures, name, stream == "speculative", on_retract)
+    return RecoveredRunnable(plan)
 
 
-class RecoveredRunnable(Runnable[In, Out]):
-    """What ``with_recovery`` returns. ``batch`` and ``stream`` come from ``Runnable``: a stream yields one output."""
+class _Unbound:
+    """Stands where each call puts its own sampler: parameters are checked before there is a call."""
 
-    def __init__(
-        self,
-        chain: Runnable[In, Out],
-        recovery: Recovery,
-        sampler: Sampler | None,
-        restore: Callable[[str], Out] | None,
-        prompt: Callable[[In], str] | None,
-    ) -> None:
-        self._chain, self._recovery, self._sampler = chain, recovery, sampler
-        self._restore, self._prompt = restore, prompt
-
-    def invoke(self, input: In, config: RunnableConfig | None = None, **kwargs: Any) -> Out:  # noqa: A002  # LangChain's name
-        """The chain's output for ``input``, recovered where it failed."""
-        recovery, draws, step = self._bound(input, config, kwargs)
-        return self._output(recovery.run(step), draws)
-
-    async def ainvoke(self, input: In, config: RunnableConfig | None = None, **kwargs: Any) -> Out:  # noqa: A002  # LangChain's name
-        """The same on the running event loop."""
-        recovery, draws, step = self._bound(input, config, kwargs)
-        return self._output(await recovery.arun(step), draws)
-
-    def _bound(
-        self, value: In, config: RunnableConfig | None, kwargs: Mapping[str, Any]
-    ) -> tuple[Recovery, _ChainSampler[In, Out], Step]:
-        step = self._step(value)
-        chain = self._chain.bind(**kwargs) if kwargs else self._chain
-        draws = _ChainSampler(chain, value, ensure_config(config), step, self._sampler)
-        return replace(self._recovery, sampler=draws), draws, step
-
-    def _step(self, value: In) -> Step:
-        if self._prompt is not None:
-            return Step.of(self._prompt(value))
-        if isinstance(value, PromptValue):
-            messages: list[BaseMessage] = value.to_messages()
-        elif isinstance(value, list) and value and all(isinstance(m, BaseMessage) for m in value):
-            messages = value
-        else:
-            return Step.of(as_text(value))
-        return Step.of([dict(m) for m in convert_to_openai_messages(messages)])
-
-    def _output(self, case: Case, draws: _ChainSampler[In, Out]) -> Out:
-        outcome = case.outcome
-        if outcome is None or not outcome.ok or outcome.text is None:
-            raise Unresolved(outcome.sentence if outcome else "the step has no outcome", case=case)
-        winner = next((x for x in case.rollouts if x.text == outcome.text and x.response_id in draws.outputs), None)
-        if winner is not None and winner.response_id is not None:
-            return draws.outputs[winner.response_id]
-        if self._restore is not None:
-            return self._restore(outcome.text)
-        sample = next(iter(draws.outputs.values()), None)
-        if isinstance(sample, str):
-            return outcome.text  # type: ignore[return-value]  # Out is str here
-        if isinstance(sample, BaseMessage):
-            return AIMessage(outcome.text)  # type: ignore[return-value]  # Out is a message here
-        raise Unresolved(
-            f"the answer came by {outcome.by} as text, and the chain returns {type(sample).__name__}; "
-            "give with_recovery a restore function that makes one from the text",
-            case=case,
-        )
-
-
-class _ChainSampler(Generic[In, Out]):
-    """Draws by running the chain again on its own input; other prompts go to the model that drives the tool.
-
-    A chain does not say what its models spent, so its draws count as attempts and samples, not as tokens.
-    """
-
+    name = "with_recovery"
     continues_prefix = False
-    takes_temperature = False
-
-    def __init__(
-        self, chain: Runnable[In, Out], value: Any, config: RunnableConfig, step: Step, asked: Sampler | None
-    ) -> None:
-        self.name = chain.get_name()
-        self._chain, self._value, self._config, self._step, self._asked = chain, value, config, step, asked
-        self.outputs: dict[str, Out] = {}
 
     def sample(self, request: SampleRequest) -> SampleResult:
-        if request.messages is not self._step.messages and self._asked is not None:
-            return self._asked.sample(request)
-        if request.n == 1:  # as the caller would have called it
-            try:
-                return self._result([self._chain.invoke(self._value, self._tagged(1)[0])])
-            except Exception as error:  # noqa: BLE001  # sorted out below
-                return self._result([error])
-        made = self._chain.batch([self._value] * request.n, self._tagged(request.n), return_exceptions=True)
-        return self._result(made)
+        raise NotImplementedError(f"{self.name}: a wrapped chain is sampled by a call of it")
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        if request.messages is not self._step.messages and self._asked is not None:
-            return await self._asked.asample(request)
-        if request.n == 1:
-            try:
-                return self._result([await self._chain.ainvoke(self._value, self._tagged(1)[0])])
-            except Exception as error:  # noqa: BLE001  # sorted out below
-                return self._result([error])
-        made = await self._chain.abatch([self._value] * request.n, self._tagged(request.n), return_exceptions=True)
-        return self._result(made)
-
-    def _tagged(self, n: int) -> list[RunnableConfig]:
-        first = len(self.outputs)
-        return [
-            patch_config(self._config)
-            | {"tags": [*(self._config.get("tags") or []), *([f"retry:attempt:{first + i}"] if first + i else [])]}
-            for i in range(n)
-        ]
-
-    def _result(self, made: list[Any]) -> SampleResult:
-        errors = [m for m in made if isinstance(m, BaseException)]
-        for error in errors:
-            if is_control_flow(error) or not isinstance(error, Exception):
-                raise error
-        rollouts = []
-        for output in made:
-            if isinstance(output, BaseException):
-                continue
-            key = f"run:{len(self.outputs)}"
-            self.outputs[key] = output
-            rollouts.append(Rollout(as_text(output), response_id=key, usage=Usage(calls=1)))
-        if errors and not rollouts:
-            raise (
-                errors[0]
-                if isinstance(errors[0], RfxError)
-                else SamplerError(f"{self.name}: {type(errors[0]).__name__}: {errors[0]}", calls=len(errors))
-            ) from errors[0]
-        notes = tuple(f"{self.name}: {type(e).__name__}" for e in errors)
-        return SampleResult(tuple(rollouts), Usage(calls=len(made)), notes)
-
-
-def as_text(value: Any) -> str:
-    """What a verifier reads of a chain's input or output."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, BaseMessage):
-        return str(value.text)
-    if isinstance(value, BaseModel):
-        return value.model_dump_json()
-    return to_json(value, fallback=str).decode()
+        return self.sample(request)

@@ -1,0 +1,34 @@
+"""A case before a person by LangGraph's interrupt: asked until the reply fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from langgraph.types import interrupt
+
+from rfx_agent._errors import EscalationError
+from rfx_agent.case import Case, Outcome
+from rfx_agent.engine import Recovery, answer_human
+from rfx_agent.escalation import apply_reply, payload
+
+__all__ = ["ask_person"]
+
+
+def ask_person(recovery: Recovery, case: Case, fits: Callable[[Outcome], None] = lambda _: None) -> Case:
+    """The case with a person's answer applied. On resume a node runs again from its top: spend nothing before this.
+
+    Args:
+        recovery: the clock, and the hook that is told.
+        case: with ``ask`` set.
+        fits: raises ``EscalationError`` on an outcome that cannot stand; then the person is asked again.
+    """
+    reply = interrupt(payload(case))
+    while True:
+        try:
+            settled = apply_reply(case, reply, now=recovery.clock())
+            assert settled.outcome is not None  # noqa: S101  # apply_reply gives one or raises
+            fits(settled.outcome)
+            return answer_human(recovery, case, reply)
+        except EscalationError as error:
+            # A thread keeps the reply it was resumed with, so one that does not fit is asked for again.
+            reply = interrupt(payload(case, error=str(error)))

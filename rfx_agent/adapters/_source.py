@@ -1,0 +1,97 @@
+"""Where a graph's nodes get their ``Recovery`` from, and how its events reach LangGraph's custom stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from langchain_core.runnables import run_in_executor
+from langgraph.config import get_stream_writer
+from langgraph.runtime import get_runtime
+
+from rfx_agent._errors import ConfigError
+from rfx_agent.engine import Recovery
+from rfx_agent.events import Event, as_record
+
+__all__ = ["Given", "Source", "streamed"]
+
+Given: TypeAlias = Recovery | Callable[[Any], Recovery]
+"""A ``Recovery``, or a function that makes one of a run's context (None where the run has none)."""
+
+_KEPT = 64  # recoveries of a factory whose streamed twin is remembered
+
+
+class Source:
+    """The ``Recovery`` of the node that is running: the one given, or what a factory makes of the run's context.
+
+    A factory is called in every node of every run, so it should give the same object for the same context. In async
+    runs it is called in a thread, because building a recovery may read files.
+
+    Raises:
+        ConfigError: ``given`` is neither; later, a factory that gives something else.
+    """
+
+    def __init__(self, given: Given, *, where: str) -> None:
+        if not isinstance(given, Recovery) and (isinstance(given, type) or not callable(given)):
+            raise ConfigError(
+                f"{where}: recovery is {given!r}; give a rfx_agent.Recovery, or a function from context to one"
+            )
+        self._where = where
+        self.fixed = streamed(given) if isinstance(given, Recovery) else None
+        self._make = None if isinstance(given, Recovery) else given
+        self._twins: dict[int, tuple[Recovery, Recovery]] = {}
+
+    def get(self) -> Recovery:
+        """The recovery of the run that this is called in."""
+        return self.fixed if self.fixed is not None else self._made(_context())
+
+    async def aget(self) -> Recovery:
+        """The same, without blocking the event loop."""
+        if self.fixed is not None:
+            return self.fixed
+        made: Recovery = await run_in_executor(None, self._made, _context())
+        return made
+
+    def _made(self, context: Any) -> Recovery:
+        assert self._make is not None  # noqa: S101  # there is no fixed one
+        recovery = self._make(context)
+        if not isinstance(recovery, Recovery):
+            raise ConfigError(f"{self._where}: the factory gave {recovery!r}; let it return a rfx_agent.Recovery")
+        known = self._twins.get(id(recovery))
+        if known is not None and known[0] is recovery:
+            return known[1]
+        if len(self._twins) >= _KEPT:
+            self._twins.clear()
+        self._twins[id(recovery)] = recovery, (twin := streamed(recovery))
+        return twin
+
+
+def streamed(recovery: Recovery) -> Recovery:
+    """``recovery``, its events written to the custom stream of the graph that is running, and then to its own hook."""
+    hook = recovery.on_event
+
+    def tell(event: Event) -> None:
+        try:
+            if (write := _writer()) is not None:
+                write(as_record(event))
+        finally:
+            if hook is not None:
+                hook(event)
+
+    return replace(recovery, on_event=tell)
+
+
+# A node may be called on its own, outside a graph, as tests do; then there is no stream and no context.
+def _writer() -> Callable[[Any], None] | None:
+    try:
+        return get_stream_writer()
+    except (RuntimeError, KeyError):
+        return None
+
+
+def _context() -> Any:
+    try:
+        return get_runtime().context
+    except (RuntimeError, KeyError, AttributeError):
+        return None
