@@ -17,6 +17,8 @@ from rfx_agent._errors import RfxError
 from rfx_agent.cli import lab
 from rfx_agent.cli.collect import collect
 from rfx_agent.cli.demo import TOP_LOGPROBS, demo_recovery, run_demo
+from rfx_agent.cli.evidence import evidence
+from rfx_agent.cli.judge import judge_check
 from rfx_agent.cli.problems import problems as generate
 from rfx_agent.cli.record import RecordingSampler, load_recording, save_recording
 from rfx_agent.cli.show import DemoView
@@ -30,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals may hold an API key
 )
-for _command in (lab.calibrate, lab.audit, lab.report, lab.extract, simulate, collect):
+for _command in (lab.calibrate, lab.audit, lab.report, lab.extract, simulate, collect, evidence, judge_check):
     app.command()(_command)
 _RECORDING = Path(__file__).with_name("demo.json.gz")
 

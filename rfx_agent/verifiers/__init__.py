@@ -5,6 +5,7 @@ from __future__ import annotations
 from rfx_agent.verifiers._answers import canonical, extract_answer
 from rfx_agent.verifiers.agreement import AgreementVerifier
 from rfx_agent.verifiers.function import FunctionVerifier
+from rfx_agent.verifiers.judge import JudgeVerifier
 from rfx_agent.verifiers.math import MathVerifier
 from rfx_agent.verifiers.schema import JsonSchemaVerifier, PydanticVerifier
 from rfx_agent.verifiers.text import ExactVerifier, RegexVerifier
@@ -14,6 +15,7 @@ __all__ = [
     "ExactVerifier",
     "FunctionVerifier",
     "JsonSchemaVerifier",
+    "JudgeVerifier",
     "MathVerifier",
     "PydanticVerifier",
     "RegexVerifier",

@@ -1,0 +1,43 @@
+"""``rfx evidence``: what a collected dataset says, with intervals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from rfx_agent._errors import RfxError
+
+__all__ = ["evidence"]
+
+
+def evidence(
+    dataset: Annotated[Path, typer.Argument(help="Folder that rfx collect wrote.", show_default=False)],
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Markdown on standard output, as for a file.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples and of the halved attempts.")] = 0,
+    draws: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Rescue per operator, the paper's rule against each, what draws and features predict: with 95 % intervals."""
+    if as_json and as_markdown:
+        raise typer.BadParameter("--json and --markdown are two formats; choose one")
+    try:
+        from rfx_agent.lab.evidence import evidence as run
+        from rfx_agent.lab.evidence import markdown
+
+        figures = run(dataset, seed=seed, draws=draws)
+    except RfxError as error:
+        Console(stderr=True).print(f"rfx: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(json.dumps(figures, allow_nan=False))
+    elif as_markdown:
+        typer.echo(markdown(figures), nl=False)
+    else:
+        Console().print(Markdown(markdown(figures)))

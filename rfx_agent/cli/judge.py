@@ -1,0 +1,178 @@
+"""``rfx judge-check``: a judge measured on labelled cases before anything rests on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from rfx_agent._errors import ConfigError, RfxError
+from rfx_agent.cli.show import plain
+from rfx_agent.lab.judge_check import JudgeReport, read_cases
+from rfx_agent.lab.judge_check import judge_check as run
+from rfx_agent.ports import Sampler
+from rfx_agent.verifiers.judge import JudgeVerifier
+
+__all__ = ["judge_check"]
+
+_DEFAULT = "The final answer of the ANSWER is correct, and it answers what the TASK asks."
+_ITEM = re.compile(r"(?:[-*]|\d+[.)])\s+")
+
+
+class _Bad(StrEnum):
+    fail = "raise"
+    skip = "skip"
+
+
+def judge_check(
+    cases: Annotated[
+        Path, typer.Argument(help='JSON lines: {"prompt", "response", "passed", "group"?, "reference"?}.')
+    ],
+    rubric: Annotated[
+        Path | None,
+        typer.Option(
+            help="The rubric. A file whose every line is a list item is a list of criteria.", show_default=False
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible server in place of the embedded model.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name on that server.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Least share of the score or criteria for a pass.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Judgings per verdict, odd; the majority counts.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the judge.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=16, help="Most tokens of one judging.")] = 256,
+    max_chars: Annotated[int, typer.Option(min=100, help="Most characters of a text that the judge is shown.")] = 8_000,
+    show_reference: Annotated[bool, typer.Option("--show-reference", help="Show the judge the reference.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Judgings of each case as it is.")] = 2,
+    injections: Annotated[int, typer.Option(min=0, help="Attempts to fool it per wrong case that it failed.")] = 8,
+    verbosity: Annotated[bool, typer.Option(help="Judge each case again with empty words appended.")] = True,
+    parallel: Annotated[int, typer.Option(min=1, help="Judgings at once.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    on_bad: Annotated[
+        _Bad, typer.Option(help="What a malformed row does: end the command, or be skipped.")
+    ] = _Bad.fail,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line of standard output.")
+    ] = False,
+) -> None:
+    """Measure a model as a judge: accuracy, false passes, agreement with itself, and how easily it is fooled.
+
+    With a server of your own, the key is read from OPENAI_API_KEY.
+    """
+    err = Console(stderr=True, soft_wrap=True)
+    try:
+        if (base_url is None) != (model is None):
+            raise typer.BadParameter("--base-url and --model go together")
+        given, bad = read_cases(cases, on_bad="skip" if on_bad is _Bad.skip else "raise")
+        for number, why in bad:
+            err.print(f"row {number} skipped: {plain(why, 200)}", style="yellow", markup=False, highlight=False)
+        sampler = _sampler(model, base_url, parallel)
+        judge = JudgeVerifier(
+            sampler,
+            rubric=_rubric(rubric),
+            threshold=threshold,
+            draws=draws,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            max_chars=max_chars,
+            seed=seed,
+            show_reference=show_reference,
+            name=sampler.name,
+        )
+        bar = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*bar, console=err, transient=True) as progress:
+            task = progress.add_task("judging", total=None)
+            report = run(
+                judge,
+                given,
+                seed=seed,
+                repeats=repeats,
+                injections=injections,
+                verbosity=verbosity,
+                parallel=parallel,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    except RfxError as error:
+        err.print(f"rfx: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    out = Console(stderr=as_json)
+    for table in _tables(report):
+        out.print(table)
+    if as_json:
+        skipped = [{"row": number, "reason": why} for number, why in bad]
+        typer.echo(json.dumps(report.as_dict() | {"skipped": skipped, "seed": seed}, allow_nan=False))
+
+
+def _sampler(model: str | None, base_url: str | None, parallel: int) -> Sampler:
+    if model is not None:
+        from rfx_agent.backends.openai import OpenAISampler
+
+        key = os.environ.get("OPENAI_API_KEY", "none")  # local servers often ask for none
+        return OpenAISampler(model, base_url=base_url, api_key=key, top_logprobs=None)
+    from rfx_agent.backends.local import LocalSampler
+
+    return LocalSampler(parallel=parallel, top_logprobs=None)
+
+
+def _rubric(path: Path | None) -> str | list[str]:
+    if path is None:
+        return _DEFAULT
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--rubric {path} cannot be read: {error}; give a text file in UTF-8") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and all(_ITEM.match(line) for line in lines):
+        return [_ITEM.sub("", line, count=1) for line in lines]
+    return text.strip()
+
+
+def _tables(report: JudgeReport) -> list[Table]:
+    table = Table(title=f"{plain(report.judge, 60)} as a judge of {report.cases} cases, {report.right} of them right")
+    for column in ("", "share", "95 % interval", "of"):
+        table.add_column(column, justify="right" if column else "left")
+    rows: list[tuple[str, dict[str, Any]]] = [
+        ("accuracy", report.accuracy),
+        ("precision of a pass", report.precision),
+        ("recall of what is right", report.recall),
+        ("wrong cases passed", report.false_pass_rate),
+        ("no verdict", report.no_verdict),
+    ]
+    if report.repeats is not None:
+        rows.append((f"same verdict in {report.repeats['judgings']} judgings", report.repeats["agreement"]))
+    if report.verbosity is not None:
+        rows.append(("empty words: fail to pass", report.verbosity["fail_to_pass"]))
+        rows.append(("empty words: pass to fail", report.verbosity["pass_to_fail"]))
+    if report.injections is not None:
+        rows.append(("injections: fail to pass", report.injections["flips"]))
+        rows.append(("injections: cases flipped at all", report.injections["cases"]))
+        rows += [(f"  {name}", share) for name, share in report.injections["by_attempt"].items()]
+    for name, share in rows:
+        table.add_row(name, *_shown(share))
+    kappa = "undefined" if report.kappa is None else f"{report.kappa:.2f}"
+    per = report.usage.tokens / report.judgings
+    table.caption = f"kappa {kappa}; {report.judgings} judgings, {report.usage.calls} calls, {per:,.0f} tokens each"
+    if not report.groups:
+        return [table]
+    groups = Table(title="By group")
+    for column in ("group", "cases", "accuracy", "wrong cases passed"):
+        groups.add_column(column, justify="left" if column == "group" else "right")
+    for name, figures in report.groups.items():
+        shares = [_shown(figures[key])[0] for key in ("accuracy", "false_pass_rate")]
+        groups.add_row(plain(name), str(figures["cases"]), *shares)
+    return [table, groups]
+
+
+def _shown(share: dict[str, Any]) -> tuple[str, str, str]:
+    if share["value"] is None:
+        return "–", "–", "0"
+    return f"{share['value']:.2f}", f"{share['low']:.2f} to {share['high']:.2f}", str(share["n"])
