@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     from rfx_agent.adapters.wrap import with_recovery
     from rfx_agent.backends.local import LocalSampler
     from rfx_agent.backends.openai import OpenAISampler
+    from rfx_agent.backends.prefix import PrefixSteerer
+    from rfx_agent.backends.transformers import (
+        CausalModel,
+        TransformersSampler,
+        TransformersScorer,
+        TransformersSteerer,
+    )
+    from rfx_agent.backends.vllm import VLLMScorer, vllm_sampler
     from rfx_agent.tools import LangChainTool, ProgramTool
     from rfx_agent.verifiers import (
         AgreementVerifier,
@@ -60,6 +68,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "Case",
+    "CausalModel",
     "ChatModelSampler",
     "ConfigError",
     "Decision",
@@ -80,6 +89,7 @@ __all__ = [
     "MathVerifier",
     "OpenAISampler",
     "Outcome",
+    "PrefixSteerer",
     "Price",
     "ProgramTool",
     "PydanticVerifier",
@@ -100,8 +110,12 @@ __all__ = [
     "TokenizerMismatch",
     "ToolError",
     "ToolInputError",
+    "TransformersSampler",
+    "TransformersScorer",
+    "TransformersSteerer",
     "Unresolved",
     "Usage",
+    "VLLMScorer",
     "Verdict",
     "VerifierError",
     "WeightsCorrupt",
@@ -111,11 +125,13 @@ __all__ = [
     "recovery_graph",
     "route",
     "step_input",
+    "vllm_sampler",
     "with_recovery",
 ]
 
 _LAZY = {
     "AgreementVerifier": "verifiers",
+    "CausalModel": "backends.transformers",
     "ChatModelSampler": "adapters.langchain",
     "ExactVerifier": "verifiers",
     "FunctionVerifier": "verifiers",
@@ -125,13 +141,19 @@ _LAZY = {
     "LocalSampler": "backends.local",
     "MathVerifier": "verifiers",
     "OpenAISampler": "backends.openai",
+    "PrefixSteerer": "backends.prefix",
     "ProgramTool": "tools",
     "PydanticVerifier": "verifiers",
     "RecoverabilityMiddleware": "adapters.middleware",
     "RegexVerifier": "verifiers",
+    "TransformersSampler": "backends.transformers",
+    "TransformersScorer": "backends.transformers",
+    "TransformersSteerer": "backends.transformers",
+    "VLLMScorer": "backends.vllm",
     "outcome_of": "adapters.langgraph",
     "recovery_graph": "adapters.langgraph",
     "step_input": "adapters.langgraph",
+    "vllm_sampler": "backends.vllm",
     "with_recovery": "adapters.wrap",
 }
 

@@ -15,7 +15,7 @@ LAYERS = (
     ("features", "budgets", "calibration", "ports"),
     ("case", "routing"),
     ("diagnosis", "escalation", "events", "policies"),
-    ("engine", "testing", "tools", "verifiers"),
+    ("engine", "telemetry", "testing", "tools", "verifiers"),
     ("adapters", "backends", "stores"),
     ("lab",),
     ("cli",),
@@ -23,7 +23,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Top-K tables are named in annotations below the layer they live in; nothing is imported at run time.
 ANNOTATION_ONLY = {("_errors", "_types"), ("_errors", "case"), ("_types", "numerics")}
-HEAVY = ("openai", "langgraph", "torch", "transformers", "xllamacpp", "langchain", "typer", "rich")
+HEAVY = ("openai", "langgraph", "torch", "transformers", "xllamacpp", "langchain", "opentelemetry", "typer", "rich")
 
 
 def modules() -> list[Path]:

@@ -118,11 +118,11 @@ def test_a_prompt_that_does_not_fit_is_refused(running: LocalSampler) -> None:
 
 def test_the_server_is_local_and_locked(running: LocalSampler) -> None:
     inner = running._started()
-    assert str(inner._base_url).startswith("http://127.0.0.1:")
-    request = urllib.request.Request(f"{inner._base_url}/chat/completions", data=b"{}", method="POST")  # noqa: S310
+    assert str(inner._clients.base_url).startswith("http://127.0.0.1:")
+    request = urllib.request.Request(f"{inner._clients.base_url}/chat/completions", data=b"{}", method="POST")  # noqa: S310
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(request)  # noqa: S310
-    assert inner._api_key not in repr(running) + repr(inner)
+    assert inner._clients._api_key not in repr(running) + repr(inner)
 
 
 def test_one_server_for_threads_that_start_together(weights: Path) -> None:

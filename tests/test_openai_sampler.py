@@ -294,6 +294,44 @@ def test_a_table_that_cannot_be_used_is_noted_and_the_rollout_kept(serve: Any, m
     assert result.rollouts[0].text == made["message"]["content"]
     assert result.rollouts[0].logprobs is None
     assert any(note in said for said in result.notes), result.notes
+    assert [said.partition(":")[0] for said in result.notes] == ["rollout 0"]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), None, 0.5, "much"])
+def test_a_note_names_the_rollout_and_the_position(serve: Any, broken: Any) -> None:
+    entries = [entry("a", [("a", -0.1), ("b", -2.0)]), entry("b", [("b", -0.1), ("a", -2.0)])]
+    entries[1]["top_logprobs"][1]["logprob"] = broken
+    made = [choice("ab"), choice("ab", entries=entries), choice("ab")]
+    _, sampler = serve(lambda *_: Answer(body=completion(*made)))
+    result = sampler.sample(SampleRequest(PROMPT, n=3))
+    assert [rollout.logprobs is None for rollout in result.rollouts] == [False, True, False]
+    (note,) = result.notes
+    assert note.startswith("rollout 1: ")
+    assert note.endswith("(at position 1)")
+
+
+def test_a_note_on_several_rollouts_is_said_once(serve: Any) -> None:
+    silent = choice("red") | {"logprobs": None}
+    _, sampler = serve(lambda *_: Answer(body=completion(silent, choice("red"), silent)))
+    assert sampler.sample(SampleRequest(PROMPT, n=3)).notes == ("rollouts 0, 2: log-probabilities are missing",)
+
+
+def _by_id(taken: int, *row: tuple[int, float], text: str = "a") -> dict[str, Any]:
+    """An entry as vLLM gives it with ``return_tokens_as_token_ids``."""
+    top = [{"token": f"token_id:{one}", "bytes": list(f"token_id:{one}".encode()), "logprob": lp} for one, lp in row]
+    return {"token": f"token_id:{taken}", "bytes": list(text.encode()), "logprob": -1.0, "top_logprobs": top}
+
+
+def test_a_taken_token_that_took_the_place_of_a_likelier_one_is_left_out(serve: Any) -> None:
+    entries = [
+        _by_id(5, (5, -9.0), (6, -0.1), (7, -3.0)),  # beyond the likeliest: vLLM lists it first and cuts the row
+        _by_id(7, (7, -3.0), (6, -0.1), (5, -9.0)),  # among them
+        _by_id(6, (6, -0.1), (7, -3.0), (5, -9.0)),
+    ]
+    rollout = _one(serve, choice("aaa", entries=entries) | {"token_ids": [5, 7, 6]}).rollouts[0]
+    assert rollout.tokens == ("a", "a", "a")
+    assert rollout.logprobs.ids.tolist() == [[6, 7, -1], [7, 6, 5], [6, 7, 5]]
+    assert rollout.logprobs.taken.tolist() == [5, 7, 6]
 
 
 # --- texts
@@ -538,7 +576,7 @@ def test_event_loops_do_not_share_connections(serve: Any) -> None:
     _, sampler = serve(honest)
     for _ in range(3):
         assert asyncio.run(sampler.asample(SampleRequest(PROMPT, n=2))).rollouts
-    assert len(sampler._loops) == 1  # those of closed loops are dropped
+    assert len(sampler._clients._loops) == 1  # those of closed loops are dropped
     threads = [threading.Thread(target=lambda: asyncio.run(sampler.asample(SampleRequest(PROMPT)))) for _ in range(3)]
     for thread in threads:
         thread.start()

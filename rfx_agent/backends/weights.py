@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rfx_agent._errors import ConfigError, WeightsCorrupt, WeightsError
-from rfx_agent.backends._weights_child import SourceFailed, disk_full, tree_size
-from rfx_agent.backends._weights_known import QWEN_CODER_0_5B, QWEN_CODER_1_5B, SMOLLM2_135M, WEIGHTS, Weights
-from rfx_agent.backends._weights_sources import Progress, extra, from_hub, from_index
+from rfx_agent.backends._weights.child import SourceFailed, disk_full, tree_size
+from rfx_agent.backends._weights.known import QWEN_CODER_0_5B, QWEN_CODER_1_5B, SMOLLM2_135M, WEIGHTS, Weights
+from rfx_agent.backends._weights.sources import Progress, extra, from_hub, from_index
 
 __all__ = [
     "QWEN_CODER_0_5B",

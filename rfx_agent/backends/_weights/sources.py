@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rfx_agent._errors import ConfigError
-from rfx_agent.backends._weights_child import SourceFailed, clean, disk_full, room_needed, run_child, tree_size
-from rfx_agent.backends._weights_known import Weights
+from rfx_agent.backends._weights.child import SourceFailed, clean, disk_full, room_needed, run_child, tree_size
+from rfx_agent.backends._weights.known import Weights
 
 __all__ = ["Progress", "extra", "from_hub", "from_index"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rfx_agent._errors import WeightsError
-from rfx_agent.backends._weights_known import Weights
+from rfx_agent.backends._weights.known import Weights
 
 __all__ = ["SourceFailed", "clean", "disk_full", "room_needed", "run_child", "tree_size"]
 

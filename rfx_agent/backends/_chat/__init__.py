@@ -1,0 +1,1 @@
+"""OpenAI chat completions: from a request to bodies, and from replies to rollouts and their tables."""
