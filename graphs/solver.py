@@ -1,15 +1,14 @@
-"""A small agent graph: a solve step, and the recovery graph behind it as a subgraph.
-
-The agent's own state is ``question`` and ``answer``; the other keys are the recovery graph's.
-"""
+"""A small agent graph, and the recovery graph behind its one node. Configured as ``recovery`` is."""
 
 from typing import Any
 
 from langgraph.graph import END, START, StateGraph
+from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
-from graphs.recovery import build
-from rfx_agent import Recovery, SampleRequest, Step, recovery_graph, step_input
+from graphs.settings import Settings, recovery_of
+from rfx_agent import Recovery, SampleRequest, Step
+from rfx_agent.adapters.node import add_recovery
 
 
 class SolverInput(TypedDict):
@@ -20,35 +19,49 @@ class SolverInput(TypedDict):
 
 
 class SolverState(SolverInput):
-    """The agent's state: its own keys, and those that the recovery graph owns."""
+    """The agent's state. ``outcome`` says how its answer came about."""
 
     answer: str | None
-    step: dict[str, Any]
-    candidate: str | None
-    recovery: dict[str, Any]
     outcome: dict[str, Any]
 
 
-def solver(recovery: Recovery) -> Any:
-    """The agent graph around ``recovery``."""
-
-    def solve(state: SolverState) -> dict[str, Any]:
-        step = Step.of(state["question"] + "\nEnd with: Answer: <answer>", reference=state["reference"])
-        drawn = recovery.sampler.sample(SampleRequest(step.messages, max_tokens=recovery.max_tokens))
-        return dict(step_input(step, drawn.rollouts[0].text))
-
-    def finish(state: SolverState) -> dict[str, Any]:
-        return {"answer": state["outcome"].get("answer") or state["outcome"].get("text")}
-
-    builder = StateGraph(SolverState, input_schema=SolverInput)
-    builder.add_node("solve", solve)
-    builder.add_node("recover", recovery_graph(recovery))
-    builder.add_node("finish", finish)
-    builder.add_edge(START, "solve")
-    builder.add_edge("solve", "recover")
-    builder.add_edge("recover", "finish")
-    builder.add_edge("finish", END)
-    return builder.compile(name="solver")
+def step_of(state: SolverState) -> Step:
+    """The question, as the model is asked it."""
+    return Step.of(state["question"] + "\nEnd with: Answer: <answer>")
 
 
-graph = solver(build())
+def request(recovery: Recovery, state: SolverState) -> SampleRequest:
+    """One draw of the question, as the recovery would ask for it."""
+    step = step_of(state)
+    return SampleRequest(step.messages, 1, recovery.temperature, recovery.max_tokens, recovery.seed)
+
+
+def solve(state: SolverState, runtime: Runtime[Settings]) -> dict[str, Any]:
+    """Ask the model once."""
+    recovery = recovery_of(runtime.context)
+    drawn = recovery.sampler.sample(request(recovery, state))
+    return {"answer": drawn.rollouts[0].text}
+
+
+def finish(state: SolverState) -> dict[str, Any]:
+    """The parsed answer in place of the whole text; None where nobody vouches for one."""
+    outcome = state["outcome"]
+    return {"answer": outcome.get("answer") or outcome.get("text")}
+
+
+builder = StateGraph(SolverState, context_schema=Settings, input_schema=SolverInput)
+builder.add_node("solve", solve)
+builder.add_node("finish", finish)
+builder.add_edge(START, "solve")
+builder.add_edge("solve", "finish")
+builder.add_edge("finish", END)
+add_recovery(
+    builder,
+    "solve",
+    recovery=recovery_of,
+    prompt=step_of,
+    answer="answer",
+    reference="reference",
+    outcome="outcome",
+)
+graph = builder.compile(name="solver")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rfx_agent.adapters.langchain import ChatModelSampler
     from rfx_agent.adapters.langgraph import outcome_of, recovery_graph, step_input
     from rfx_agent.adapters.middleware import RecoverabilityMiddleware
+    from rfx_agent.adapters.node import add_recovery, recoverable
     from rfx_agent.adapters.wrap import with_recovery
     from rfx_agent.backends.local import LocalSampler
     from rfx_agent.backends.openai import OpenAISampler
@@ -121,7 +122,9 @@ __all__ = [
     "WeightsCorrupt",
     "WeightsError",
     "Worth",
+    "add_recovery",
     "outcome_of",
+    "recoverable",
     "recovery_graph",
     "route",
     "step_input",
@@ -150,7 +153,9 @@ _LAZY = {
     "TransformersScorer": "backends.transformers",
     "TransformersSteerer": "backends.transformers",
     "VLLMScorer": "backends.vllm",
+    "add_recovery": "adapters.node",
     "outcome_of": "adapters.langgraph",
+    "recoverable": "adapters.node",
     "recovery_graph": "adapters.langgraph",
     "step_input": "adapters.langgraph",
     "vllm_sampler": "backends.vllm",

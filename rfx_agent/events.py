@@ -137,7 +137,7 @@ def as_record(event: Event) -> dict[str, Any]:
     stays out for good is what was said: an outcome's text and answer, and the sentence that quotes a person.
     """
     kind: Any = type(event)
-    record: dict[str, Any] = {"type": f"rfx.{kind.__name__.lower()}"}
+    record: dict[str, Any] = {"type": _name(kind)}
     for name, _ in _layout(kind):
         record[name] = _plain(getattr(event, name))
     if isinstance(event, Finished):
@@ -160,6 +160,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value]
+
+
+@cache
+def _name(cls: type[Any]) -> str:
+    return "rfx." + "".join(f"_{c.lower()}" if c.isupper() else c for c in cls.__name__).lstrip("_")
 
 
 @cache

@@ -4,24 +4,27 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
+from pydantic import BaseModel
 from scenarios import EVERY, SCENARIOS, STEP, Scenario
 from typing_extensions import TypedDict
 
-from rfx_agent import Case, ConfigError, Escalation, Rollout, Step, Usage, recovery_graph, step_input
+from rfx_agent import Case, ConfigError, Escalation, Recovery, Rollout, Step, Usage, recovery_graph, step_input
 from rfx_agent.adapters.langgraph import outcome_of
 from rfx_agent.case import decode
+from rfx_agent.events import Event, as_record
 from rfx_agent.features import TopLogprobs
-from rfx_agent.testing import ScriptedSampler
+from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
 INVOKES: dict[str, Callable[..., Any]] = {
-    "sync": lambda graph, given, config=None: graph.invoke(given, config),
-    "async": lambda graph, given, config=None: asyncio.run(graph.ainvoke(given, config)),
+    "sync": lambda graph, given, config=None, **more: graph.invoke(given, config, **more),
+    "async": lambda graph, given, config=None, **more: asyncio.run(graph.ainvoke(given, config, **more)),
 }
 both = pytest.mark.parametrize("invoke", INVOKES.values(), ids=INVOKES)
 THREAD = {"configurable": {"thread_id": "t"}}
@@ -185,3 +188,86 @@ def test_eight_rollouts_of_500_tokens_fit_in_32_kib_of_checkpoint() -> None:
     sizes = [len(saver.serde.dumps_typed(snapshot.values)[1]) for snapshot in graph.get_state_history(THREAD)]
     print(f"largest checkpointed state: {max(sizes)} bytes")  # noqa: T201  # the figure the limit is about
     assert max(sizes) <= 32 * 1024
+
+
+@both
+@pytest.mark.parametrize("name", EVERY)
+def test_every_event_goes_to_the_custom_stream_and_to_the_hook(invoke: Callable[..., Any], name: str) -> None:
+    scenario, seen = SCENARIOS[name], list[Event]()
+    graph = recovery_graph(scenario.recovery(on_event=seen.append), interrupts=False)
+    given = step_input(STEP, scenario.candidate)
+    told = [chunk for _, chunk in invoke(graph, given, stream_mode=["custom"])]
+    assert told == [as_record(event) for event in seen]
+    assert json.loads(json.dumps(told)) == told
+    names = {"ToolRan": "rfx.tool_ran"}
+    assert [t["type"] for t in told] == [names.get(n := type(e).__name__, f"rfx.{n.lower()}") for e in seen]
+    assert all(t["step_id"] == STEP.id for t in told)
+    assert told[-1]["outcome"]["status"] == scenario.status
+    assert {"rfx.judged", "rfx.sampled"} & {t["type"] for t in told} or name == "no-budget-at-all"
+
+
+@both
+def test_what_was_said_stays_out_of_the_stream(invoke: Callable[..., Any]) -> None:
+    said = ["candidate-said", "draw-said", "person-said"]
+    recovery = FAILING.recovery(sampler=ScriptedSampler(["draw-said"] * 3))
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    asked = Step.of("prompt-said", reference="reference-said")
+    told = invoke(graph, step_input(asked, "candidate-said"), THREAD, stream_mode=["custom"])
+    more = invoke(graph, Command(resume={"type": "reject", "message": "person-said"}), THREAD, stream_mode=["custom"])
+    assert [t["type"] for _, t in more] == ["rfx.finished"]
+    assert more[0][1]["outcome"] == {"status": "rejected", "by": "human", "reason": "human:reject"}
+    text = json.dumps([*told, *more])
+    assert not [word for word in (*said, "prompt-said", "reference-said") if word in text]
+
+
+def test_a_hook_that_fails_costs_the_stream_nothing() -> None:
+    def broken(event: Event) -> None:
+        raise RuntimeError("the hook broke")
+
+    recovery = SCENARIOS["accept"].recovery(on_event=broken)
+    told = list(recovery_graph(recovery).stream(step_input(STEP, "42"), stream_mode="custom"))
+    assert [t["type"] for t in told] == ["rfx.judged", "rfx.decided", "rfx.finished"]
+
+
+class Chosen(BaseModel, frozen=True):
+    """Hashable, so that a factory can be cached by it."""
+
+    right: str = "42"
+
+
+@both
+def test_the_recovery_is_made_of_the_runs_context(invoke: Callable[..., Any]) -> None:
+    made: list[Any] = []
+
+    def make(context: Chosen | None) -> Recovery:
+        made.append(context)
+        right = (context or Chosen()).right
+        return SCENARIOS["tool"].recovery(
+            verifier=ScriptedVerifier([right]), sampler=ScriptedSampler(["40", "43", "44", "6*7"])
+        )
+
+    graph = recovery_graph(lru_cache(make), context_schema=Chosen)
+    schema = graph.get_context_jsonschema()
+    assert schema is not None
+    assert schema["properties"]["right"]["default"] == "42"
+    for context, status in (({"right": "41"}, "accepted"), ({"right": "42"}, "rescued"), (None, "rescued")):
+        more = {} if context is None else {"context": context}
+        assert outcome_of(invoke(graph, step_input(STEP, "41"), **more)).status == status
+    assert made == [Chosen(right="41"), Chosen(right="42"), None]
+
+
+@both
+def test_a_person_may_be_asked_under_a_context(invoke: Callable[..., Any]) -> None:
+    made = {default: FAILING.recovery(escalation=Escalation(default=default)) for default in ("approve", "reject")}
+    graph = recovery_graph(lambda context: made[context], context_schema=str, checkpointer=InMemorySaver())
+    asked = invoke(graph, step_input(STEP, "41"), THREAD, context="approve")["__interrupt__"][0].value
+    assert asked["rfx"]["default"] == "approve"
+    state = invoke(graph, Command(resume={"type": "approve"}), THREAD, context="approve")
+    assert outcome_of(state).status == "human"
+
+
+def test_a_factory_has_to_give_a_recovery() -> None:
+    with pytest.raises(ConfigError, match=r"the factory gave 3; let it return a rfx_agent\.Recovery"):
+        recovery_graph(lambda context: 3).invoke(step_input(STEP, "41"))  # type: ignore[arg-type, return-value]
+    with pytest.raises(ConfigError, match="or a function from context to one"):
+        recovery_graph(Recovery)

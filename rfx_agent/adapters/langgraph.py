@@ -28,7 +28,7 @@ from typing_extensions import TypedDict
 
 from rfx_agent._errors import EscalationError
 from rfx_agent._types import Step
-from rfx_agent.adapters._source import Given, Source
+from rfx_agent.adapters._graph.source import Given, Source
 from rfx_agent.case import Case, Outcome, decode, encode
 from rfx_agent.engine import (
     Flow,

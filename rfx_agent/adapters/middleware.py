@@ -32,7 +32,7 @@ from rfx_agent.adapters._agent.draws import Draws, Judge, Settings, answer_of, r
 from rfx_agent.adapters._agent.person import PersonHooks
 from rfx_agent.adapters._agent.state import Purses, RecoverabilityState, Run, less
 from rfx_agent.adapters._agent.tools import ToolCheck, ToolHooks, checked_checks
-from rfx_agent.adapters._source import streamed
+from rfx_agent.adapters._graph.source import streamed
 from rfx_agent.budgets import Ledger
 from rfx_agent.case import Case
 from rfx_agent.engine import (

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar, overload
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from rfx_agent._errors import ConfigError, Unresolved
-from rfx_agent.adapters._behind import add_recovery
-from rfx_agent.adapters._node_draws import Call, NodeDraws
-from rfx_agent.adapters._source import Given, Source
-from rfx_agent.adapters._state import Answer, Keys, Reading, answer_in, located, put, replaced
+from rfx_agent.adapters._graph.behind import add_recovery
+from rfx_agent.adapters._graph.draws import Call, NodeDraws
+from rfx_agent.adapters._graph.source import Given, Source
+from rfx_agent.adapters._graph.state import Answer, Keys, Reading, answer_in, located, put, replaced
 from rfx_agent.case import Case, encode
 from rfx_agent.engine import Recovery, drive, drive_async, recover
 

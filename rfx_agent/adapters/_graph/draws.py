@@ -19,8 +19,8 @@ from langgraph.errors import GraphInterrupt
 from rfx_agent._errors import ConfigError, RfxError, SamplerError, is_control_flow
 from rfx_agent._types import Rollout, SampleRequest, SampleResult, Step, Usage
 from rfx_agent.adapters._chain.draw import Reported
+from rfx_agent.adapters._graph.state import Answer, answer_in, located
 from rfx_agent.adapters._messages import rollout_of
-from rfx_agent.adapters._state import Answer, answer_in, located
 from rfx_agent.ports import Sampler
 
 __all__ = ["Call", "NodeDraws"]

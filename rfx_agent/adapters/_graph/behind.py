@@ -12,8 +12,8 @@ from langgraph.graph import StateGraph
 from langgraph.types import Command
 
 from rfx_agent._errors import ConfigError, Unresolved
-from rfx_agent.adapters._source import Given
-from rfx_agent.adapters._state import Answer, Keys, Reading, answer_in, read, replaced
+from rfx_agent.adapters._graph.source import Given
+from rfx_agent.adapters._graph.state import Answer, Keys, Reading, answer_in, read, replaced
 from rfx_agent.adapters.langgraph import RecoveryInput, outcome_of, recovery_graph, step_input
 from rfx_agent.case import Case, decode
 

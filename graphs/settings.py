@@ -1,0 +1,222 @@
+"""What an assistant configures of the served graphs, as the form that Studio shows, and the deployment made of it.
+
+What only the deployment's operator decides comes from the environment:
+
+    RFX_BASE_URL, RFX_MODEL   the OpenAI-compatible server and model of assistants that name none; without them, the
+                              embedded model
+    RFX_BASE_URLS             further servers that assistants may name, with commas between
+    RFX_API_KEY               the key; RFX_API_KEY_<NAME> are further ones that assistants may name, never see
+    RFX_SEED, RFX_MAX_TOKENS  defaults of the settings of that name
+
+A server that is not listed is refused: what an assistant configures, any of its users may have written.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cache, lru_cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rfx_agent import (
+    AgreementVerifier,
+    ConfigError,
+    DefaultPolicy,
+    Escalation,
+    ExactVerifier,
+    FixedPolicy,
+    LearnedPolicy,
+    LocalSampler,
+    MathVerifier,
+    OpenAISampler,
+    ProgramTool,
+    Recovery,
+    RegexVerifier,
+    RetryBudget,
+)
+from rfx_agent.policies import Policy
+from rfx_agent.ports import Sampler, Verifier
+
+__all__ = ["Settings", "recovery_of"]
+
+
+def _integer(name: str, default: Any) -> Any:
+    value = os.environ.get(name)
+    if value is None:
+        return default
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"environment: {name} is {value!r}; give an integer") from None
+
+
+class Settings(BaseModel):
+    """One assistant's settings. Anything that cannot work is a ``ConfigError``, when it is made or when it is used."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, title="Recovery")
+
+    model: str = Field(
+        "", title="Model", description="Name of the model at the server; empty for the deployment's own."
+    )
+    base_url: str = Field(
+        "",
+        title="Server",
+        description="URL of an OpenAI-compatible server that the deployment allows; empty for its own.",
+    )
+    api_key_env: str = Field(
+        "RFX_API_KEY",
+        title="API key variable",
+        description="Environment variable of the deployment that holds the server's key. Never the key itself.",
+        pattern=r"^RFX_API_KEY(_[A-Z0-9_]+)?$",
+    )
+    temperature: float = Field(0.6, title="Temperature", description="Decode temperature of draws.", ge=0, le=2)
+    max_tokens: int = Field(
+        _integer("RFX_MAX_TOKENS", 512),
+        title="Longest completion",
+        description="Most tokens of one completion.",
+        ge=1,
+    )
+    seed: int | None = Field(
+        _integer("RFX_SEED", None), title="Seed", description="Seed of the draws; empty leaves it to the server."
+    )
+    verifier: Literal["exact", "math", "regex", "agreement"] = Field(
+        "exact",
+        title="Verifier",
+        description=(
+            "exact: the reference, in a canonical form. math: equal to the reference as mathematics. regex: the "
+            "pattern is found. agreement: most samples agree, which proves nothing."
+        ),
+    )
+    pattern: str = Field("", title="Pattern", description="Regular expression of the verifier regex.", max_length=1000)
+    policy: Literal["default", "fixed", "learned"] = Field(
+        "default",
+        title="Policy",
+        description=(
+            "default: by the evidence of the failure. fixed: the operators below in turn. learned: by the expected "
+            "rescue per cost, from the published failures."
+        ),
+    )
+    operators: tuple[Literal["retry", "local_temp", "tool"], ...] = Field(
+        ("retry",), title="Operators", description="Sequence of the policy fixed.", min_length=1
+    )
+    extra_samples: int = Field(
+        3, title="Extra samples", description="Draws asked for when a candidate failed.", ge=0, le=64
+    )
+    resample_draws: int = Field(4, title="Draws per round", description="Draws of one further round.", ge=1, le=64)
+    tool: bool = Field(True, title="Program tool", description="Whether the model may write a program and have it run.")
+    attempts: int = Field(12, title="Budget: attempts", description="Most candidate answers per step.", ge=0)
+    samples: int = Field(16, title="Budget: samples", description="Most completions per step.", ge=0)
+    tokens: int = Field(32_000, title="Budget: tokens", description="Most tokens read and written per step.", ge=0)
+    seconds: float = Field(300.0, title="Budget: seconds", description="Most seconds of work per step.", ge=0)
+    tool_seconds: float = Field(30.0, title="Budget: tool seconds", description="Most seconds in tools.", ge=0)
+    escalations: int = Field(1, title="Budget: questions to a person", description="0 asks nobody.", ge=0)
+    deadline: float | None = Field(
+        86_400.0, title="Deadline", description="Seconds that a person has; empty waits for ever.", gt=0
+    )
+    default_decision: Literal["reject", "approve"] = Field(
+        "reject", title="Default decision", description="What applies when nobody answered in time."
+    )
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(str(part) for part in first["loc"]) or "together"
+            got = "" if name == "together" else f" is {first['input']!r}"
+            raise ConfigError(f"settings: {name}{got}: {first['msg'].removeprefix('Value error, ')}") from error
+
+    @model_validator(mode="after")
+    def _together(self) -> Settings:
+        if self.base_url and not self.model:
+            raise ValueError("base_url is set and model is empty; name the server's model")
+        if self.verifier == "regex" and not self.pattern:
+            raise ValueError("verifier is 'regex' and pattern is empty; give the pattern")
+        return self
+
+
+_LOCK = threading.Lock()
+
+
+def recovery_of(settings: Settings | None) -> Recovery:
+    """The deployment of an assistant: one object per settings, one sampler per model, however many runs there are.
+
+    Raises:
+        ConfigError: settings that this deployment does not allow or cannot carry out.
+    """
+    with _LOCK:  # two first runs at once must not start two models
+        return _built(settings or Settings())
+
+
+@lru_cache(maxsize=128)
+def _built(settings: Settings) -> Recovery:
+    caps = ("attempts", "samples", "tokens", "seconds", "tool_seconds", "escalations")
+    return Recovery(
+        sampler=_sampler(*_server(settings)),
+        verifier=_verifier(settings),
+        tool=ProgramTool() if settings.tool else None,
+        policy=_policy(settings),
+        budget=RetryBudget.of({cap: getattr(settings, cap) for cap in caps}),
+        extra_samples=settings.extra_samples,
+        resample_draws=settings.resample_draws,
+        temperature=settings.temperature,
+        max_tokens=settings.max_tokens,
+        seed=settings.seed,
+        escalation=Escalation(deadline=settings.deadline, default=settings.default_decision),
+    )
+
+
+def _server(settings: Settings) -> tuple[str | None, str | None, str]:
+    """(URL, model, variable of the key) that the settings come to in this environment; no URL: the embedded model."""
+    own, model = os.environ.get("RFX_BASE_URL"), os.environ.get("RFX_MODEL")
+    if (own is None) != (model is None):
+        raise ConfigError("environment: RFX_BASE_URL and RFX_MODEL go together; set both or neither")
+    listed = {_same(url) for url in (own or "", *os.environ.get("RFX_BASE_URLS", "").split(",")) if url.strip()}
+    url = settings.base_url or own
+    if url is not None and _same(url) not in listed:
+        raise ConfigError(
+            f"settings: base_url is {url!r}, which this deployment does not allow; name one that it does, or have its "
+            "operator add it to RFX_BASE_URLS"
+        )
+    if url is None and settings.model:
+        raise ConfigError(
+            f"settings: model is {settings.model!r}, but the deployment has no server (RFX_BASE_URL); give base_url "
+            "too, or leave both empty for the embedded model"
+        )
+    return url, settings.model or model, settings.api_key_env
+
+
+def _same(url: str) -> str:
+    return url.strip().rstrip("/")
+
+
+@cache
+def _sampler(url: str | None, model: str | None, key: str) -> Sampler:
+    if url is None or model is None:
+        return LocalSampler()
+    # A server that asks for no key is not told one; the client insists on some text.
+    return OpenAISampler(model, base_url=url, api_key=os.environ.get(key, "none"))
+
+
+def _verifier(settings: Settings) -> Verifier:
+    match settings.verifier:
+        case "exact":
+            return ExactVerifier()
+        case "math":
+            return MathVerifier()
+        case "regex":
+            return RegexVerifier(pattern=settings.pattern)
+        case "agreement":
+            return AgreementVerifier()
+
+
+def _policy(settings: Settings) -> Policy:
+    match settings.policy:
+        case "default":
+            return DefaultPolicy()
+        case "fixed":
+            return FixedPolicy(settings.operators)
+        case "learned":
+            return LearnedPolicy()
