@@ -14,8 +14,7 @@ from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
-from rfx_agent import FunctionVerifier, ProgramTool
-from rfx_agent.adapters.middleware import RecoverabilityMiddleware
+from rfx_agent import FunctionVerifier, ProgramTool, RecoverabilityMiddleware
 
 PRICES = {"lamp": 738}
 

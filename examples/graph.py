@@ -11,8 +11,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
 from typing_extensions import TypedDict
 
-from rfx_agent import ExactVerifier, Recovery, RetryBudget
-from rfx_agent.adapters.node import add_recovery, recoverable
+from rfx_agent import ExactVerifier, Recovery, RetryBudget, add_recovery, recoverable
 from rfx_agent.testing import ScriptedSampler
 
 

@@ -19,7 +19,6 @@ from sampler_conformance import PROMPT, SamplerConformance, ask
 
 from rfx_agent._errors import ConfigError, SamplerError, WeightsError
 from rfx_agent._types import SampleRequest
-from rfx_agent.backends import local
 from rfx_agent.backends.local import LocalSampler
 from rfx_agent.backends.weights import SMOLLM2_135M, fetch
 
@@ -207,18 +206,6 @@ def test_a_missing_extra_is_named(weights: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(ConfigError, match=r"pip install 'rfx-agent\[local\]'"):
         LocalSampler(weights).start()
-
-
-def test_the_wait_policy_is_set_for_the_import_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str | None] = []
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    monkeypatch.setattr(local, "extra", lambda name: seen.append(os.environ.get("OMP_WAIT_POLICY")))
-    local._import_patient()
-    assert "OMP_WAIT_POLICY" not in os.environ
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    local._import_patient()
-    assert seen == ["PASSIVE", "ACTIVE"]
 
 
 # --- the end of a process

@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from rfx_agent._errors import ConfigError, SamplerError, WeightsError
+from rfx_agent._extras import need_patient
 from rfx_agent._types import SampleRequest, SampleResult
 from rfx_agent.backends._loopback import LoopbackSampler
-from rfx_agent.backends._weights.sources import Progress, extra
+from rfx_agent.backends._weights.sources import Progress
 from rfx_agent.backends.weights import WEIGHTS, Weights, fetch
 
 __all__ = ["LocalSampler"]
@@ -181,7 +182,7 @@ class LocalSampler:
             if self._closed:
                 raise SamplerError(f"{self.name!r} is closed; make a new sampler")
             if self._inner is None:
-                xllamacpp = _import_patient()
+                xllamacpp = need_patient("xllamacpp", "local")
                 path = self._weights
                 if isinstance(path, Weights):
                     path = fetch(path, cache_dir=self._cache_dir, progress=self._progress)
@@ -245,22 +246,6 @@ def _resolve(weights: str | Path | Weights) -> Weights | Path:
     if magic != b"GGUF":
         raise WeightsError(f"weights {path} is no GGUF file: it begins with {magic!r}; give a GGUF file")
     return path
-
-
-def _import_patient() -> Any:
-    """Import xllamacpp so that its threads sleep while they wait for each other, not spin.
-
-    Spinning is a little faster on an idle machine. On a busy one it starves the very thread that is waited
-    for: with two threads on two cores and other work beside, 4 tokens/s instead of 55. OpenMP reads this when
-    it is loaded.
-    """
-    if any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
-        return extra("xllamacpp")
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    try:
-        return extra("xllamacpp")
-    finally:
-        del os.environ["OMP_WAIT_POLICY"]
 
 
 def _cpus() -> int:

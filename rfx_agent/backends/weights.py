@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rfx_agent._errors import ConfigError, WeightsCorrupt, WeightsError
+from rfx_agent._extras import need
 from rfx_agent.backends._weights.child import SourceFailed, disk_full, tree_size
 from rfx_agent.backends._weights.known import QWEN_CODER_0_5B, QWEN_CODER_1_5B, SMOLLM2_135M, WEIGHTS, Weights
-from rfx_agent.backends._weights.sources import Progress, extra, from_hub, from_index
+from rfx_agent.backends._weights.sources import Progress, from_hub, from_index
 
 __all__ = [
     "QWEN_CODER_0_5B",
@@ -41,7 +42,7 @@ def weights_path(weights: Weights, *, cache_dir: str | Path | None = None) -> Pa
     cache."""
     root = cache_dir or os.environ.get("RFX_CACHE")
     if not root:
-        root = extra("platformdirs").user_cache_dir("rfx_agent")
+        root = need("platformdirs", "local").user_cache_dir("rfx_agent")
     return Path(root).expanduser() / "weights" / weights.filename
 
 
@@ -72,7 +73,7 @@ def fetch(weights: Weights | str, *, cache_dir: str | Path | None = None, progre
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = extra("filelock").FileLock(path.with_name(f".{path.name}.lock"))
+        lock = need("filelock", "local").FileLock(path.with_name(f".{path.name}.lock"))
         _acquire(lock, path, weights, progress)
     except OSError as error:
         raise WeightsError(
@@ -88,7 +89,7 @@ def fetch(weights: Weights | str, *, cache_dir: str | Path | None = None, progre
 
 
 def _acquire(lock: Any, path: Path, weights: Weights, progress: Progress | None) -> None:
-    timeout = extra("filelock").Timeout
+    timeout = need("filelock", "local").Timeout
     while True:
         try:
             lock.acquire(timeout=0.5)

@@ -1,13 +1,12 @@
-"""What the lab's readers share: their error, and libraries that are only loaded when they are needed."""
+"""What the lab's readers share: their error, and what they do with a bad row."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from rfx_agent._errors import ConfigError, RfxError
 
-__all__ = ["BadRow", "OnBad", "ProfileError", "check_on_bad", "need"]
+__all__ = ["BadRow", "OnBad", "ProfileError", "check_on_bad"]
 
 BadRow: TypeAlias = tuple[int, str]
 """Number of a malformed row, counted from 1 after any header, and what is wrong with it."""
@@ -27,21 +26,6 @@ class ProfileError(RfxError, ValueError):
         self.row = row
         self.column = column
         super().__init__(message)
-
-
-def need(module: str, extra: str) -> Any:
-    """The module, imported now.
-
-    Raises:
-        ConfigError: it is not installed; names the extra that brings it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise
-        name = module.split(".")[0]
-        raise ConfigError(f"{name} is not installed; install it with: pip install 'rfx-agent[{extra}]'") from error
 
 
 def check_on_bad(on_bad: str) -> None:

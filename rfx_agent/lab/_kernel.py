@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent.lab._common import need
+from rfx_agent._extras import need
 from rfx_agent.numerics.tokens import TokenFeatures
 from rfx_agent.numerics.toplogprobs import ABSENT
 

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rfx_agent._errors import FeatureError
-from rfx_agent.lab._common import ProfileError, need
+from rfx_agent._extras import need
+from rfx_agent.lab._common import ProfileError
 from rfx_agent.lab._kernel import available, fast_token_features
 from rfx_agent.numerics.tokens import TokenFeatures, token_features
 from rfx_agent.numerics.toplogprobs import TopLogprobs

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfx_agent._errors import ConfigError
-from rfx_agent.lab._common import need
+from rfx_agent._extras import need
 
 __all__ = ["Scores", "SharedTrees", "cross_validated", "expected_calibration_error", "reliability"]
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rfx_agent._errors import RfxError
+from rfx_agent._extras import need
 from rfx_agent._types import Operator
 from rfx_agent.features import ONE_MODEL, TWO_MODEL
-from rfx_agent.lab._common import need
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]  # ships no stubs

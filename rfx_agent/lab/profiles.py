@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
+from rfx_agent._extras import need
 from rfx_agent._types import Evidence, Operator
 from rfx_agent.features import ONE_MODEL, TWO_MODEL
-from rfx_agent.lab._common import BadRow, OnBad, ProfileError, check_on_bad, need
+from rfx_agent.lab._common import BadRow, OnBad, ProfileError, check_on_bad
 from rfx_agent.lab._rows import IDENTIFIERS, as_number, by_hand, number_check, reasons, text_check
 from rfx_agent.lab.logs import Log, LogRow, iter_log, log_line, read_log
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rfx_agent._errors import ConfigError
-from rfx_agent.lab._common import BadRow, OnBad, ProfileError, check_on_bad, need
+from rfx_agent._extras import need
+from rfx_agent.lab._common import BadRow, OnBad, ProfileError, check_on_bad
 from rfx_agent.lab.batches import INPUT, check_schema, features_of_batch, output_schema
 
 __all__ = ["Extracted", "extract", "map_batches"]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rfx_agent._errors import ConfigError
-from rfx_agent.lab._common import need
+from rfx_agent._extras import need
 from rfx_agent.lab.profiles import Profile
 from rfx_agent.numerics.zscore import zscore
 

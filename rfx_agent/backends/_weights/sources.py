@@ -4,7 +4,6 @@ stalls."""
 from __future__ import annotations
 
 import http.client
-import importlib
 import importlib.util
 import os
 import shutil
@@ -18,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rfx_agent._errors import ConfigError
+from rfx_agent._extras import need
 from rfx_agent.backends._weights.child import SourceFailed, clean, disk_full, room_needed, run_child, tree_size
 from rfx_agent.backends._weights.known import Weights
 
-__all__ = ["Progress", "extra", "from_hub", "from_index"]
+__all__ = ["Progress", "from_hub", "from_index"]
 
 Progress: TypeAlias = Callable[[int, int, str], object]
 """Called with bytes done, bytes in all, and where they come from."""
@@ -37,19 +36,11 @@ print(hf_hub_download(repo, filename, local_dir=folder, endpoint=endpoint, etag_
 """
 
 
-def extra(name: str) -> Any:
-    """A library of the extra ``local``."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{name.partition('.')[0]} is not installed; pip install 'rfx-agent[local]'") from error
-
-
 def from_hub(weights: Weights, room: Path, progress: Progress | None) -> Path:
     """Download the file from the Hugging Face Hub into ``room``."""
     if weights.repo is None:
         raise SourceFailed("the Hub: it is not there")
-    constants = extra("huggingface_hub.constants")
+    constants = need("huggingface_hub.constants", "local")
     # It read the environment when it was imported; what was set since counts too.
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise SourceFailed("the Hub: HF_HUB_OFFLINE is set")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rfx_agent._errors import ConfigError
+from rfx_agent._extras import need
 from rfx_agent._types import Rollout, Step, Verdict
-from rfx_agent.lab._common import need
 from rfx_agent.lab.problems.problem import NUMBER, Problem, is_number
 from rfx_agent.verifiers import canonical, extract_answer
 
