@@ -82,6 +82,7 @@ class Case:
         outcome: how it ended, once it did.
         blocked: why no model can be asked any more, or "".
         notes: what samplers and scorers had to say, in order and without repeats.
+        run_id: of this run of the step, for those who are told its events; "" where nobody is.
     """
 
     step: Step
@@ -94,6 +95,7 @@ class Case:
     outcome: Outcome | None = None
     blocked: str = ""
     notes: tuple[str, ...] = ()
+    run_id: str = field(default="", compare=False)
 
     @property
     def decision(self) -> Decision:

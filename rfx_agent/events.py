@@ -1,9 +1,14 @@
-"""What happens inside a step, as typed events for hooks. Prompts and answers are not in them."""
+"""What happens inside a step, as typed events for hooks. Prompts and answers are not in them.
+
+Every event names its step by ``step_id``, and the run of it by ``run_id``: two runs of one step share the first and
+never the second, which stays the same through all nodes of a graph and over an interrupt (see ``Case.run_id``). It is
+"" for what an agent's own tools do outside of any step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
@@ -42,6 +47,7 @@ class Reserved:
     purpose: Purpose
     cost: Spend
     refused: tuple[str, ...] = ()
+    run_id: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class Sampled:
     model: str = ""
     temperature: float | None = None
     error: str = ""
+    run_id: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,7 @@ class Judged:
     seconds: float
     verifier: str = ""
     usage: Usage = Usage()
+    run_id: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +97,7 @@ class Scored:
     scored: int
     usage: Usage
     seconds: float
+    run_id: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,7 @@ class ToolRan:
     tool: str
     failed: bool
     seconds: float
+    run_id: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +117,7 @@ class Decided:
 
     step_id: str
     decision: Decision
+    run_id: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +126,7 @@ class Escalated:
 
     step_id: str
     deadline: float | None
+    run_id: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +135,7 @@ class Finished:
 
     step_id: str
     outcome: Outcome
+    run_id: str = field(default="", kw_only=True)
 
 
 Event: TypeAlias = Reserved | Sampled | Judged | Scored | ToolRan | Decided | Escalated | Finished

@@ -52,7 +52,8 @@ def ask_model(
         case = case.note(failure) if steerer else replace(case, blocked=failure)
     tag = f"retry:attempt:{len(case.attempts) + 1}"
     heat = getattr(call.args[-1], "temperature", None)
-    r.emit(Sampled(case.step.id, operator, n, got, result.usage, reply.seconds, tag, name, heat, failure))
+    told = (case.step.id, operator, n, got, result.usage, reply.seconds, tag, name, heat, failure)
+    r.emit(Sampled(*told, run_id=case.run_id))
     return case, result.rollouts, failure
 
 
@@ -87,7 +88,7 @@ def run_tool(r: Recovery, case: Case, text: str) -> Flow[tuple[Case, str, ToolRe
     case = replace(case, ledger=case.ledger.settle(r.tool.bound, actual))
     if reply.error is not None:
         case = case.note(str(reply.error))
-    r.emit(ToolRan(case.step.id, r.tool.name, result.answer is None, reply.seconds))
+    r.emit(ToolRan(case.step.id, r.tool.name, result.answer is None, reply.seconds, run_id=case.run_id))
     return case, source, result
 
 
@@ -136,6 +137,7 @@ def _judge(r: Recovery, case: Case, new: set[str]) -> Flow[Case]:
                 reply.seconds,
                 r.verifier.name,
                 verdict.usage,
+                run_id=case.run_id,
             )
         )
     return replace(case, rollouts=tuple(replace(x, verdict=verdicts.get(x.id, x.verdict)) for x in peers))
@@ -185,25 +187,25 @@ def _scored(r: Recovery, case: Case, failed: list[Rollout]) -> Flow[tuple[Case, 
     usage = reply.value.usage if error is None else Usage(calls=getattr(error, "calls", 0))
     case = replace(case, ledger=case.ledger.settle(cost, r.spend(usage, seconds=reply.seconds)))
     if error is not None:
-        r.emit(Scored(case.step.id, r.scorer.name, len(failed), 0, usage, reply.seconds))
+        r.emit(Scored(case.step.id, r.scorer.name, len(failed), 0, usage, reply.seconds, run_id=case.run_id))
         return case.note(f"{r.scorer.name} could not score: {type(error).__name__}: {error}"), None
     tables: Tables = reply.value.tables
     scored = sum(isinstance(t, TopLogprobs) for t in tables)
-    r.emit(Scored(case.step.id, r.scorer.name, len(failed), scored, usage, reply.seconds))
+    r.emit(Scored(case.step.id, r.scorer.name, len(failed), scored, usage, reply.seconds, run_id=case.run_id))
     return case.note(*reply.value.notes), tables
 
 
 def refused(r: Recovery, case: Case, purpose: Purpose, cost: Spend) -> tuple[str, ...]:
     """The caps that ``cost`` would cross, told to the hook; empty when it can be paid."""
     if caps := case.ledger.shortfall(cost):
-        r.emit(Reserved(case.step.id, purpose, cost, caps))
+        r.emit(Reserved(case.step.id, purpose, cost, caps, run_id=case.run_id))
     return caps
 
 
 def set_aside(r: Recovery, case: Case, purpose: Purpose, cost: Spend) -> Case:
     """With ``cost`` reserved; raises ``BudgetExhausted`` where it cannot be paid."""
     case = replace(case, ledger=case.ledger.reserve(cost))
-    r.emit(Reserved(case.step.id, purpose, cost))
+    r.emit(Reserved(case.step.id, purpose, cost, run_id=case.run_id))
     return case
 
 

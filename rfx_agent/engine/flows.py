@@ -58,7 +58,7 @@ def diagnose(r: Recovery, case: Case, *, human: bool) -> Flow[Case]:
     diagnosis = diagnose_case(case, r.calibration, {} if passed else r.costs(case))
     decision = r.policy.decide(diagnosis, case.ledger)
     case = replace(case, diagnosis=diagnosis, decisions=(*case.decisions, decision))
-    r.emit(Decided(case.step.id, decision))
+    r.emit(Decided(case.step.id, decision, run_id=case.run_id))
     if decision.route == "accept":
         return _finish(r, case, _accepted(case, next(x for x in case.rollouts if x.passed)))
     if decision.route == "escalate":
@@ -213,10 +213,10 @@ def _open(r: Recovery, case: Case, *, human: bool) -> Case:
     opened, wait = r.clock(), r.escalation.deadline
     ask = Ask(opened, None if wait is None else opened + wait, r.escalation.default)
     case = set_aside(r, case, "escalate", fee)
-    r.emit(Escalated(case.step.id, ask.deadline))
+    r.emit(Escalated(case.step.id, ask.deadline, run_id=case.run_id))
     return _paid(replace(case, ledger=case.ledger.settle(fee, fee), ask=ask))
 
 
 def _finish(r: Recovery, case: Case, outcome: Outcome) -> Case:
-    r.emit(Finished(case.step.id, outcome))
+    r.emit(Finished(case.step.id, outcome, run_id=case.run_id))
     return replace(case, outcome=outcome)

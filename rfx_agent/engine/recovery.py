@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -144,7 +145,8 @@ class Recovery:
         """
         if isinstance(step, str):
             step = Step.of(step)
-        case = Case(step=step, ledger=Ledger(self.budget))
+        run_id = "" if self.on_event is None else secrets.token_hex(8)
+        case = Case(step=step, ledger=Ledger(self.budget), run_id=run_id)
         if candidate is None:
             return case
         if isinstance(candidate, str):
