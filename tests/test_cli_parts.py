@@ -1,18 +1,14 @@
-"""The demo's parts without a model: problems, recordings, what is shown, and the two arms' accounting."""
+"""The demo's parts without a model: problems, what is shown, and the two arms' accounting."""
 
 import asyncio
 import io
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from rfx_agent import ConfigError, Rollout, SampleRequest, SamplerError, Step, Usage
-from rfx_agent.cli.demo import demo_recovery, run_demo
+from rfx_agent.cli.demo import demo_recovery, live_tasks, run_tasks
 from rfx_agent.cli.problems import FAMILIES, Problem, problems, stated
-from rfx_agent.cli.record import RecordingSampler, load_recording, save_recording
 from rfx_agent.cli.show import DemoView, plain
-from rfx_agent.features import TopLogprobs
 from rfx_agent.testing import ScriptedSampler
 
 NINE = Problem("sum", "What is 4 + 5?", "9")
@@ -77,7 +73,7 @@ def test_both_arms_start_from_the_same_draws_and_get_the_same_tokens() -> None:
     recovery = demo_recovery(ScriptedSampler(texts), seed=1)
     seen: list[bool] = []
     report = asyncio.run(
-        run_demo(recovery, [NINE], parallel=1, on_done=lambda _, failure: seen.append(failure is not None))
+        run_tasks(live_tasks(recovery, [NINE]), parallel=1, on_done=lambda _, failure: seen.append(failure is not None))
     )
     figures = report.as_dict()
     assert seen == [True]
@@ -94,38 +90,10 @@ def test_a_failure_is_shown_without_obeying_the_model() -> None:
     view = DemoView(Console(file=out, width=80))
     with view.running("m", [NINE], replay=False):
         report = asyncio.run(
-            run_demo(demo_recovery(ScriptedSampler(texts), seed=1), [NINE], parallel=1, on_done=view.done)
+            run_tasks(live_tasks(demo_recovery(ScriptedSampler(texts), seed=1), [NINE]), parallel=1, on_done=view.done)
         )
     view.summary(report, 1.0)
     shown = out.getvalue()
     assert "\x1b" not in shown
     assert "tool" in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
-
-
-def test_a_recording_gives_back_what_was_recorded_and_nothing_else(tmp_path: Path) -> None:
-    table = TopLogprobs.from_rows([[(7, -0.1), (8, -2.5)], [(9, -0.2)]], [7, 9])
-    rollout = Rollout("ab", response_id="x:0", usage=Usage(3, 2, 1), tokens=("a", "b"), logprobs=table)
-    kept = RecordingSampler(ScriptedSampler([rollout]))
-    request = SampleRequest(Step.of("q").messages, seed=5)
-    kept.sample(request)
-    path = tmp_path / "demo.json.gz"
-    save_recording(path, kept, {"seed": 5, "problems": 1})
-    first = path.read_bytes()
-    save_recording(path, kept, {"seed": 5, "problems": 1})
-    assert path.read_bytes() == first  # no time stamp inside
-    replay, about = load_recording(path)
-    again = asyncio.run(replay.asample(request)).rollouts[0]
-    assert (again.text, again.usage, again.tokens) == ("ab", rollout.usage, ("a", "b"))
-    assert again.logprobs is not None
-    assert again.logprobs.ids.tolist()[0] == [7, 8]
-    assert about["seed"] == 5
-    with pytest.raises(SamplerError, match="the recording has no such request"):
-        replay.sample(SampleRequest(Step.of("q").messages, seed=6))
-
-
-def test_what_is_no_recording_is_refused_with_its_name(tmp_path: Path) -> None:
-    path = tmp_path / "broken.json.gz"
-    path.write_bytes(b"\x1f\x8b\x08 cut")
-    with pytest.raises(ConfigError, match=r"broken\.json\.gz cannot be read"):
-        load_recording(path)

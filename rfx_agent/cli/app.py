@@ -7,8 +7,7 @@ import json
 import os
 import time
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,11 +15,10 @@ from rich.console import Console
 from rfx_agent._errors import RfxError
 from rfx_agent.cli import lab
 from rfx_agent.cli.collect import collect
-from rfx_agent.cli.demo import TOP_LOGPROBS, demo_recovery, run_demo
+from rfx_agent.cli.demo import TOP_LOGPROBS, demo_recovery, live_tasks, run_tasks
 from rfx_agent.cli.evidence import evidence
 from rfx_agent.cli.judge import judge_check
 from rfx_agent.cli.problems import problems as generate
-from rfx_agent.cli.record import RecordingSampler, load_recording, save_recording
 from rfx_agent.cli.show import DemoView
 from rfx_agent.cli.simulate import simulate
 from rfx_agent.ports import Sampler
@@ -34,7 +32,6 @@ app = typer.Typer(
 )
 for _command in (lab.calibrate, lab.audit, lab.report, lab.extract, simulate, collect, evidence, judge_check):
     app.command()(_command)
-_RECORDING = Path(__file__).with_name("demo.json.gz")
 
 
 def _version(show: bool) -> None:
@@ -52,18 +49,17 @@ def _main(
 
 @app.command()
 def demo(
-    problems: Annotated[int, typer.Option(min=1, help="How many problems to generate.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the problems and of every draw.")] = 7,
+    problems: Annotated[int, typer.Option(min=1, help="How many problems to generate, or of a replay to choose.")] = 10,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the problems and of every draw; of a replay, of their choice.")
+    ] = 7,
     base_url: Annotated[
         str | None, typer.Option(help="An OpenAI-compatible server in place of the embedded model.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="The model's name on that server.")] = None,
     replay: Annotated[
-        bool, typer.Option("--replay", help="Recorded rollouts of the embedded model: no model is started.")
+        bool, typer.Option("--replay", help="Rollouts of the collected dataset: no model is started.")
     ] = False,
-    record: Annotated[
-        Path | None, typer.Option(help="Write the model's rollouts to this file, for --replay.", hidden=True)
-    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object as the last line of standard output.")
     ] = False,
@@ -76,38 +72,38 @@ def demo(
     console = Console(stderr=as_json, soft_wrap=False)
     view = DemoView(console)
     try:
-        if replay and (base_url or record):
-            raise typer.BadParameter("--replay takes no server and records nothing")
+        if replay and base_url:
+            raise typer.BadParameter("--replay takes no server")
         if (base_url is None) != (model is None):
             raise typer.BadParameter("--base-url and --model go together")
-        about: dict[str, Any] = {"seed": seed, "problems": problems}
         sampler: Sampler
         if replay:
-            sampler, about = load_recording(_RECORDING)
-            seed, problems = about["seed"], min(problems, about["problems"])
+            from rfx_agent.cli.replay import replay_tasks
+            from rfx_agent.cli.tape import load_replay
+
+            tape = load_replay()
+            name, tasks = tape.model, replay_tasks(tape, problems=problems, seed=seed)
         elif base_url is not None and model is not None:
             from rfx_agent.backends.openai import OpenAISampler
 
             key = os.environ.get("OPENAI_API_KEY", "none")  # local servers often ask for none
             sampler = OpenAISampler(model, base_url=base_url, api_key=key, top_logprobs=TOP_LOGPROBS)
+            name, tasks = sampler.name, live_tasks(demo_recovery(sampler, seed=seed), generate(problems, seed))
         else:
             from rfx_agent.backends.local import LocalSampler
 
             sampler = LocalSampler(top_logprobs=TOP_LOGPROBS, progress=view.fetching)
             sampler.start()
-        kept = RecordingSampler(sampler) if record is not None else None
-        recovery = demo_recovery(kept or sampler, seed=seed)
-        chosen = generate(problems, seed)
+            name, tasks = sampler.name, live_tasks(demo_recovery(sampler, seed=seed), generate(problems, seed))
         started = time.perf_counter()
-        with view.running(sampler.name, chosen, replay=replay):
-            report = asyncio.run(run_demo(recovery, chosen, parallel=4, on_done=view.done))
+        with view.running(name, tasks, replay=replay):
+            # A replay waits for nothing, and one at a time its rows come in the same order on every machine.
+            report = asyncio.run(run_tasks(tasks, parallel=1 if replay else 4, on_done=view.done))
         seconds = time.perf_counter() - started
-        if kept is not None and record is not None:
-            save_recording(record, kept, about)
     except RfxError as error:
         Console(stderr=True).print(f"rfx: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from None
     view.summary(report, seconds)
     if as_json:
-        result = {"model": sampler.name, "seed": seed, "replay": replay, "seconds": round(seconds, 1)}
+        result = {"model": name, "seed": seed, "replay": replay, "seconds": round(seconds, 1)}
         typer.echo(json.dumps(result | report.as_dict()))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from langgraph.checkpoint.memory import InMemorySaver
 
 from rfx_agent._records import Attempt
-from rfx_agent._types import Operator, Spend
+from rfx_agent._types import Operator, Spend, Step
 from rfx_agent.adapters.langgraph import recovery_graph, step_input
 from rfx_agent.budgets import Ledger, RetryBudget
 from rfx_agent.case import Case, decode
@@ -22,10 +22,37 @@ from rfx_agent.ports import Sampler
 from rfx_agent.tools import ProgramTool
 from rfx_agent.verifiers import ExactVerifier
 
-__all__ = ["Failure", "Report", "demo_recovery", "run_demo"]
+__all__ = ["Asked", "Failure", "Report", "Task", "demo_recovery", "live_tasks", "run_tasks"]
 
 MAX_TOKENS = 200
 TOP_LOGPROBS = 10
+
+
+class Asked(Protocol):
+    """A problem, as the demo shows it."""
+
+    @property
+    def family(self) -> str:
+        """What made it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem with both arms' parts.
+
+    Attributes:
+        family: what made the problem.
+        step: the problem.
+        recovery: for the recovery graph.
+        retry: for plain retry, which goes on from the recovery's draws before its first decision; its policy, its
+            budget and its numbers of draws are set when it is run.
+    """
+
+    family: str
+    step: Step
+    recovery: Recovery
+    retry: Recovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +65,7 @@ class Failure:
         retry: its case after plain retry with the tokens that the recovery spent, or more.
     """
 
-    problem: Problem
+    problem: Asked
     recovery: Case
     retry: Case
 
@@ -93,35 +120,33 @@ def demo_recovery(sampler: Sampler, *, seed: int) -> Recovery:
     )
 
 
-async def run_demo(
-    recovery: Recovery,
-    problems: list[Problem],
-    *,
-    parallel: int,
-    on_done: Callable[[Problem, Failure | None], None],
+def live_tasks(recovery: Recovery, problems: Sequence[Problem]) -> list[Task]:
+    """Generated problems, with one recovery for all of them and both arms."""
+    return [Task(p.family, p.step(i), recovery, recovery) for i, p in enumerate(problems)]
+
+
+async def run_tasks(
+    tasks: Sequence[Task], *, parallel: int, on_done: Callable[[Asked, Failure | None], None]
 ) -> Report:
-    """Run every problem through both arms, ``parallel`` problems at a time.
+    """Run every task through both arms, ``parallel`` tasks at a time.
 
     Both arms start from the same failed draws, so that they differ in what they do next and in nothing else.
     """
-    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
     gate = asyncio.Semaphore(parallel)
-    report = Report(len(problems))
 
-    async def one(number: int, problem: Problem) -> Failure | None:
+    async def one(task: Task) -> Failure | None:
         async with gate:
-            step = problem.step(number)
-            state = await graph.ainvoke(step_input(step), {"configurable": {"thread_id": step.id}})
+            graph = recovery_graph(task.recovery, checkpointer=InMemorySaver())
+            state = await graph.ainvoke(step_input(task.step), {"configurable": {"thread_id": task.step.id}})
             case = decode(Case, state["recovery"])
             failure = None
             if not case.rollouts or not case.rollouts[0].passed:
-                failure = Failure(problem, case, await _retry(recovery, case))
-            on_done(problem, failure)
+                failure = Failure(task, case, await _retry(task.retry, case))
+            on_done(task, failure)
             return failure
 
-    done = await asyncio.gather(*(one(i, p) for i, p in enumerate(problems)))
-    report.failures = [f for f in done if f is not None]
-    return report
+    done = await asyncio.gather(*(one(task) for task in tasks))
+    return Report(len(tasks), [f for f in done if f is not None])
 
 
 async def _retry(recovery: Recovery, case: Case) -> Case:
@@ -159,4 +184,5 @@ def _arm(cases: Iterable[Case]) -> dict[str, int]:
         "rescued": sum(_rescued(c) for c in cases),
         "attempts": sum(c.ledger.spent.attempts for c in cases),
         "tokens": sum(c.ledger.spent.tokens for c in cases),
+        "cut_short": sum(bool(c.blocked) for c in cases),
     }

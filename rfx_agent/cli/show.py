@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -19,13 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from rfx_agent.case import Case
-from rfx_agent.cli.demo import Failure, Report
-from rfx_agent.cli.problems import Problem
+from rfx_agent.cli.demo import Asked, Failure, Report
 
 __all__ = ["DemoView", "plain"]
 
 _COLUMNS = (
-    ("problem", 9),
+    ("problem", 16),
     ("failed answers", 17),
     ("regime", 12),
     ("outcome", 13),
@@ -48,6 +47,7 @@ class DemoView:
         self._console = console
         self._download: Progress | None = None
         self._progress: Progress | None = None
+        self._replay = False
 
     def fetching(self, done: int, total: int, source: str) -> None:
         """Show the weights being fetched; called with bytes."""
@@ -66,14 +66,17 @@ class DemoView:
             self._download = None
 
     @contextmanager
-    def running(self, model: str, problems: list[Problem], *, replay: bool) -> Iterator[None]:
+    def running(self, model: str, problems: Sequence[Asked], *, replay: bool) -> Iterator[None]:
         """The progress bar, with the header of the rows above it."""
         if self._download is not None:  # a fetch that ended early, as from a cache
             self._download.stop()
+        self._replay = replay
         how = "recorded rollouts of" if replay else "live on"
         families = ", ".join(dict.fromkeys(p.family for p in problems))
         self._console.print(f"[bold]{len(problems)} problems[/] ({families}), {how}", end=" ")
         self._console.print(Text(plain(model, 60), style="bold"))
+        if replay:
+            self._console.print("calibrated on the same dataset; verdicts are the recorded ones", style="dim")
         self._console.print("below each failure: the route taken, and the features (* a proxy)", style="dim")
         self._row([Text(name, style="bold") for name, _ in _COLUMNS])
         progress = Progress(
@@ -85,7 +88,7 @@ class DemoView:
             yield
         self._progress = None
 
-    def done(self, problem: Problem, failure: Failure | None) -> None:
+    def done(self, problem: Asked, failure: Failure | None) -> None:
         """One problem ended: two lines for a failure, what happened and what it rests on."""
         if failure is not None:
             self._row(_cells(failure))
@@ -113,7 +116,11 @@ class DemoView:
         self._console.print(f"rescued by the recovery graph: {by_family}" if by_family else "nothing failed")
         if routes:
             self._console.print(f"routes taken: {routes}")
-        self._console.print(f"{seconds:.0f} s; every figure was measured in this run", style="dim")
+        if cut := retry["cut_short"]:
+            why = "the recorded draws ran out" if self._replay else "the model could not be reached"
+            self._console.print(f"plain retry had fewer tokens on {cut} of {failed}: {why}")
+        how = "replayed; nothing was sampled" if self._replay else "every figure was measured in this run"
+        self._console.print(f"{seconds:.0f} s; {how}", style="dim")
 
     def _row(self, cells: list[Text]) -> None:
         table = Table.grid(padding=(0, 1))
@@ -134,7 +141,7 @@ def _cells(failure: Failure) -> list[Text]:
     words = plain(case.outcome.answer or "", 11) if rescued and case.outcome is not None else _ended(failure)
     again = failure.retry.outcome is not None and failure.retry.outcome.status == "rescued"
     return [
-        Text(failure.problem.family),
+        Text(plain(failure.problem.family, 16)),
         Text(_answers(case), style="red"),
         Text((regime or "an extra draw").replace("_", " ")),
         Text(f"{'✓' if rescued else '✗'} {words}", style="green" if rescued else "yellow"),

@@ -83,7 +83,7 @@ class JsonSchemaVerifier(_JsonVerifier):
         if not 0 < seconds <= 3600:
             raise ConfigError(f"JsonSchemaVerifier: seconds is {seconds!r}; give a number above 0, at most 3600")
         if importlib.util.find_spec("jsonschema") is None:
-            raise ConfigError("JsonSchemaVerifier: jsonschema is not installed; pip install jsonschema")
+            raise ConfigError("JsonSchemaVerifier: jsonschema is not installed; pip install 'rfx-agent[schema]'")
         jsonschema = importlib.import_module("jsonschema")
         try:
             self._schema = json.loads(json.dumps(schema))
