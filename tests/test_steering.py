@@ -28,7 +28,7 @@ CANDIDATES, decode, draw, mixture = core.CANDIDATES, core.decode, core.draw, cor
 both = pytest.mark.parametrize("how", ["sync", "async"])
 STEP = Step.of("A train goes 60 km in 45 minutes. How fast is it in km/h? Think step by step.")
 PROMPTS = ("Say hi.", "Name three colours, then say why you like one of them.", "What is 2+2? Explain.")
-MOST = 28  # tokens of the rollout that is steered
+MOST = 22  # tokens of the rollout that is steered
 OPERATORS = ("local_temp", "sparse_steer", "sparse_steer_random", "dense_steer")
 
 

@@ -100,7 +100,12 @@ class DemoView:
         """The comparison on the same failures."""
         figures = report.as_dict()
         failed, retry, recovery = figures["failures"], figures["retry"], figures["recovery"]
-        table = Table(title=f"{failed} failures, the same failed draws, at the same tokens", title_justify="left")
+        at = (
+            "with fewer tokens for retry where its recorded draws ran out"
+            if retry["cut_short"]
+            else "at the same tokens"
+        )
+        table = Table(title=f"{failed} failures, the same failed draws, {at}", title_justify="left")
         for name in ("", "rescued", "attempts", "tokens", "put before a person"):
             table.add_column(name, justify="left" if not name else "right")
         table.add_row("plain retry", f"{retry['rescued']} of {failed}", *_figures(retry), "–")
