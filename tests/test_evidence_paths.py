@@ -23,6 +23,7 @@ from rfx_agent import (
     Usage,
     recovery_graph,
 )
+from rfx_agent._types import Spend
 from rfx_agent.adapters.langgraph import outcome_of, step_input
 from rfx_agent.case import decode
 from rfx_agent.features import TopLogprobs, evidence_of
@@ -160,6 +161,19 @@ def test_a_steerer_that_fails_costs_its_attempt_and_blocks_nothing() -> None:
     assert (first.operator, first.got) == ("dense_steer", 0)
     assert first.note == "steering gave nothing: out of memory"
     assert case.decisions[1].operator != "dense_steer"
+
+
+def test_steering_is_paid_for_before_it_is_asked_for() -> None:
+    """Both models read the draw, twice at most; where that cannot be paid, it is no option."""
+    steerer = Steering()
+    long = [replace(failing(i), text="wrong" * 400) for i in range(3)]
+    parts: dict[str, Any] = {"steerer": steerer, "calibration": calibrated(), "max_tokens": 50}
+    rich = recovery(sampler=ScriptedSampler(long, last="wrong"), budget=RetryBudget(tokens=16_000), **parts)
+    assert rich.run(STEP, "41").ledger.reserved == Spend()
+    assert len(steerer.asked) == 1
+    poor = recovery(sampler=ScriptedSampler(long, last="wrong"), budget=RetryBudget(tokens=7_500), **parts)
+    assert poor.run(STEP, "41").decisions[0].operator != "dense_steer"
+    assert len(steerer.asked) == 1
 
 
 def test_raw_tables_go_to_the_trace_store_once_and_no_further() -> None:

@@ -88,7 +88,8 @@ def steer(r: Recovery, case: Case) -> Flow[Case]:
         ask = SampleRequest(case.step.messages, n, r.temperature, r.max_tokens, seed_of(r, case))
         return Call(steerer.steer, steerer.asteer, (case.step, operator, failed, ask))
 
-    return _paid((yield from _taken(r, case, operator, 1, call, r.temperature, steerer=steerer.name)))
+    each = r.steering(case, failed)
+    return _paid((yield from _taken(r, case, operator, 1, call, r.temperature, each, steerer=steerer.name)))
 
 
 def tool_verify(r: Recovery, case: Case) -> Flow[Case]:
@@ -142,7 +143,8 @@ def _draw(
         ask = SampleRequest(case.step.messages, n, heat, r.max_tokens, seed_of(r, case), prefix)
         return Call(r.sampler.sample, r.sampler.asample, (ask,))
 
-    return (yield from _taken(r, case, operator, wanted, call, heat, prefix or ""))
+    each = r.bound(case, case.step.messages, prefix or "")
+    return (yield from _taken(r, case, operator, wanted, call, heat, each, prefix or ""))
 
 
 def _taken(
@@ -152,11 +154,12 @@ def _taken(
     wanted: int,
     call: Callable[[int], Call],
     temperature: float,
+    each: Spend,
     prefix: str = "",
     steerer: str = "",
 ) -> Flow[Case]:
-    """Ask for as many of ``wanted`` candidates as the budget can pay for, and take in what came back."""
-    each = r.bound(case, case.step.messages, prefix) + Spend(attempts=1)
+    """Ask for as many of ``wanted`` candidates, each at most ``each``, as the budget can pay for; take in what came."""
+    each += Spend(attempts=1)
     n = case.ledger.affordable(each, most=wanted)
     if n == 0:
         caps = ", ".join(refused(r, case, "sample", each))

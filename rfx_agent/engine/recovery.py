@@ -185,6 +185,12 @@ class Recovery:
         read = self._prompt_tokens(case, messages) + len(prefix.encode())
         return self.spend(Usage(read, self.max_tokens, 1), samples=1, seconds=_INSTANT)
 
+    def steering(self, case: Case, draw: Rollout) -> Spend:
+        """The most that it can cost to steer ``draw`` once: two models read it to find the junction, and once more as
+        far as it is kept. Their tokens are priced as the sampler's."""
+        read = 4 * (self._prompt_tokens(case, case.step.messages) + len(draw.text.encode(errors="replace")))
+        return self.spend(Usage(read, self.max_tokens, 1), samples=1, seconds=_INSTANT)
+
     def scoring(self, case: Case, rollouts: Sequence[Rollout]) -> Spend:
         """The most that it can cost to have the ancestor read ``rollouts``. Its tokens are priced as the sampler's."""
         prompt = self._prompt_tokens(case, case.step.messages)
@@ -204,8 +210,9 @@ class Recovery:
         costs = {"retry": draw}
         if getattr(self.sampler, "takes_temperature", True):
             costs["local_temp"] = draw
-        if self.steerer is not None:
-            costs |= dict.fromkeys(self.steerer.operators, draw)
+        longest = max((x for x in case.draws() if not x.passed), key=lambda x: len(x.text), default=None)
+        if self.steerer is not None and longest is not None:
+            costs |= dict.fromkeys(self.steerer.operators, self.steering(case, longest) + Spend(attempts=1))
         if self.tool is not None:
             ask = self.bound(case, self.tool.prompt(case.step))
             costs["tool"] = ask + self.tool.bound + Spend(attempts=1)
