@@ -27,6 +27,7 @@ __all__ = [
     "TopLogprobs",
     "TrajectoryFeatures",
     "evidence_of",
+    "places",
     "pool_features",
     "token_features",
     "token_offset",
@@ -160,6 +161,17 @@ def pool_features(
         None,
         ("no failed rollout has log-probabilities to compute features from",) if given else (),
     )
+
+
+def places(rollout: Rollout, junction: Window | None, peak: int | None) -> tuple[int | None, int | None]:
+    """Where a rollout's junction begins and where its peak is, as offsets in characters of its text.
+
+    None for what is not known, and for both where the rollout has no token texts.
+    """
+    known = (None if junction is None else junction[0], peak)
+    texts = rollout.tokens
+    first, top = (None if at is None or not texts else rollout.start + token_offset(texts, at) for at in known)
+    return first, top
 
 
 def token_offset(tokens: Sequence[str], position: int) -> int:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "rfx_agent"
 # Lowest first. A name is a module or a package of rfx_agent; those on one line are siblings.
 LAYERS = (
     ("_errors",),
-    ("_extras", "_types"),
+    ("_closing", "_extras", "_types"),
     ("_records", "numerics"),
     ("features", "budgets", "calibration", "ports"),
     ("case", "routing"),

@@ -23,17 +23,16 @@ from typing import Any, NotRequired
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import Checkpointer, Command, interrupt
+from langgraph.types import Checkpointer, Command
 from typing_extensions import TypedDict
 
-from rfx_agent._errors import EscalationError
 from rfx_agent._types import Step
+from rfx_agent.adapters._graph.ask import ask_person
 from rfx_agent.adapters._graph.source import Given, Source
 from rfx_agent.case import Case, Outcome, decode, encode
 from rfx_agent.engine import (
     Flow,
     Recovery,
-    answer_human,
     diagnose,
     drive,
     drive_async,
@@ -41,7 +40,6 @@ from rfx_agent.engine import (
     steer,
     tool_verify,
 )
-from rfx_agent.escalation import payload
 
 __all__ = ["RecoveryInput", "RecoveryOutput", "RecoveryState", "outcome_of", "recovery_graph", "step_input"]
 
@@ -193,14 +191,5 @@ def _updated(case: Case) -> dict[str, Any]:
 
 
 def _escalated(r: Recovery, state: RecoveryState) -> dict[str, Any]:
-    # On resume a node runs again from its top, so nothing is sampled or spent before the interrupt.
-    case = decode(Case, state["recovery"])
-    reply = interrupt(payload(case))
-    while True:
-        try:
-            case = answer_human(r, case, reply)
-        except EscalationError as error:
-            # A thread keeps the reply it was resumed with, so one that does not fit is asked for again.
-            reply = interrupt(payload(case, error=str(error)))
-        else:
-            return _updated(case) | {"outcome": encode(case.outcome)}
+    case = ask_person(r, decode(Case, state["recovery"]))
+    return _updated(case) | {"outcome": encode(case.outcome)}

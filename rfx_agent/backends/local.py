@@ -10,15 +10,15 @@ import secrets
 import threading
 import weakref
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from rfx_agent._closing import AsyncClosing
 from rfx_agent._errors import ConfigError, SamplerError, WeightsError
 from rfx_agent._extras import need_patient
 from rfx_agent._types import SampleRequest, SampleResult
 from rfx_agent.backends._loopback import LoopbackSampler
 from rfx_agent.backends._weights.sources import Progress
-from rfx_agent.backends.weights import WEIGHTS, Weights, fetch
+from rfx_agent.backends.weights import WEIGHTS, Weights, check_gguf, fetch
 
 __all__ = ["LocalSampler"]
 
@@ -29,7 +29,7 @@ _PLAIN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 _HELLO = ({"role": "user", "content": "."},)
 
 
-class LocalSampler:
+class LocalSampler(AsyncClosing):
     """Samples a GGUF model on this machine, with log-probabilities and token ids, and continues prefixes.
 
     The weights are fetched and verified, and the server started, on first use or by ``start()``. The server
@@ -161,19 +161,9 @@ class LocalSampler:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self.start)
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _started(self) -> LoopbackSampler:
         if os.getpid() != self._pid:
@@ -237,14 +227,7 @@ def _resolve(weights: str | Path | Weights) -> Weights | Path:
         raise ConfigError(
             f"weights is {weights!r}; give one of {', '.join(sorted(WEIGHTS))}, or the path of a GGUF file"
         )
-    # A file of another kind is refused here with a reason; llama.cpp would give none.
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise WeightsError(f"weights {path} cannot be read: {error.strerror}; give a GGUF file") from error
-    if magic != b"GGUF":
-        raise WeightsError(f"weights {path} is no GGUF file: it begins with {magic!r}; give a GGUF file")
+    check_gguf(path)
     return path
 
 

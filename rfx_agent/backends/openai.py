@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from rfx_agent._closing import AsyncClosing
 from rfx_agent._errors import ConfigError
 from rfx_agent._types import SampleRequest, SampleResult
 from rfx_agent.backends._chat.flow import Flow, Traits, sample_flow
@@ -35,7 +35,7 @@ _RESERVED = frozenset(
 )
 
 
-class OpenAISampler:
+class OpenAISampler(AsyncClosing):
     """Samples chat completions from OpenAI or any server that speaks its protocol.
 
     Several draws go out as one request with ``n``. A server that honours ``n`` only in part is asked for the
@@ -148,22 +148,6 @@ class OpenAISampler:
     async def aclose(self) -> None:
         """The same, with the connections of the running event loop."""
         await self._clients.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def _flow(self, request: SampleRequest) -> Flow:
         if request.prefix and not self.continues_prefix:

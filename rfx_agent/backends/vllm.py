@@ -6,9 +6,9 @@ Serve the ancestor with ``vllm serve MODEL --max-logprobs K`` for more than 20 e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from rfx_agent._closing import AsyncClosing
 from rfx_agent._errors import ConfigError
 from rfx_agent._types import Rollout, ScoreResult, Step
 from rfx_agent.backends._clients import adrive, check_int, drive
@@ -19,7 +19,7 @@ from rfx_agent.backends.openai import OpenAISampler
 __all__ = ["VLLMScorer", "VLLMTokens", "vllm_sampler"]
 
 
-class VLLMScorer:
+class VLLMScorer(AsyncClosing):
     """Gives an ancestor's top-K log-probabilities at the positions of rollouts that a specialist wrote.
 
     A rollout's tokens are those of its table, read after its ``prompt_ids``, both by id: as ``vllm_sampler`` draws
@@ -105,22 +105,6 @@ class VLLMScorer:
     async def aclose(self) -> None:
         """The same, with the connections of the running event loop."""
         await self._scoring.server.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def vllm_sampler(

@@ -30,6 +30,7 @@ __all__ = [
     "WEIGHTS",
     "Progress",
     "Weights",
+    "check_gguf",
     "fetch",
     "weights_path",
 ]
@@ -86,6 +87,21 @@ def fetch(weights: Weights | str, *, cache_dir: str | Path | None = None, progre
     finally:
         lock.release()
     return path
+
+
+def check_gguf(path: Path) -> None:
+    """Look at a file's first bytes; llama.cpp would give no reason for refusing it.
+
+    Raises:
+        WeightsError: it cannot be read, or is no GGUF file.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise WeightsError(f"weights {path} cannot be read: {error.strerror}; give a GGUF file") from error
+    if magic != b"GGUF":
+        raise WeightsError(f"weights {path} is no GGUF file: it begins with {magic!r}; give a GGUF file")
 
 
 def _acquire(lock: Any, path: Path, weights: Weights, progress: Progress | None) -> None:

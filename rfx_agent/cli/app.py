@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from rfx_agent._errors import RfxError
 from rfx_agent.cli import lab
 from rfx_agent.cli.collect import collect
 from rfx_agent.cli.demo import TOP_LOGPROBS, demo_recovery, live_tasks, run_tasks
 from rfx_agent.cli.evidence import evidence
 from rfx_agent.cli.judge import judge_check
+from rfx_agent.cli.options import Json, reported
 from rfx_agent.cli.problems import problems as generate
 from rfx_agent.cli.show import DemoView
 from rfx_agent.cli.simulate import simulate
@@ -60,9 +60,7 @@ def demo(
     replay: Annotated[
         bool, typer.Option("--replay", help="Rollouts of the collected dataset: no model is started.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line of standard output.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Run a real model on reasoning problems, and recover its failures beside plain retry.
 
@@ -71,7 +69,7 @@ def demo(
     """
     console = Console(stderr=as_json, soft_wrap=False)
     view = DemoView(console)
-    try:
+    with reported(Console(stderr=True)):
         if replay and base_url:
             raise typer.BadParameter("--replay takes no server")
         if (base_url is None) != (model is None):
@@ -100,9 +98,6 @@ def demo(
             # A replay waits for nothing, and one at a time its rows come in the same order on every machine.
             report = asyncio.run(run_tasks(tasks, parallel=1 if replay else 4, on_done=view.done))
         seconds = time.perf_counter() - started
-    except RfxError as error:
-        Console(stderr=True).print(f"rfx: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
     view.summary(report, seconds)
     if as_json:
         result = {"model": name, "seed": seed, "replay": replay, "seconds": round(seconds, 1)}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from rfx_agent._errors import RfxError
 from rfx_agent.cli.collect_show import CollectView, rates, summary
+from rfx_agent.cli.options import Json, reported
 
 if TYPE_CHECKING:
     from rfx_agent.lab.collect import Plan
@@ -77,9 +77,7 @@ def collect(
     finish: Annotated[
         bool, typer.Option("--finish", help="Write the files from what is recorded, and do nothing else.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line of standard output.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Collect a dataset of failures; started again, it goes on where it was stopped or killed.
 
@@ -88,32 +86,30 @@ def collect(
     """
     console = Console(stderr=as_json, soft_wrap=True)
     try:
-        from rfx_agent.lab import collect as lab
+        with reported(Console(stderr=True, soft_wrap=True)):
+            from rfx_agent.lab import collect as lab
 
-        if finish:
-            found = lab.finish(out)
-        else:
-            if reasoning_gym is not None and problems is not None:
-                raise typer.BadParameter("--reasoning-gym and --problems exclude each other")
-            chosen = _problems(reasoning_gym, per_generator, problems, verifier.value, seed)
-            plan = _plan(
-                *(chosen, specialist, None if ancestor in (None, "none") else ancestor, tool, _split(operators)),
-                *(dtype.value, score_dtype.value, device, parallel),
-                draws=draws,
-                attempts=attempts,
-                scored=scored,
-                failures=failures,
-                temperature=temperature,
-                tool_temperature=temperature,
-                max_tokens=max_tokens,
-                seed=seed,
-                extras={"problems": _about(reasoning_gym, per_generator, problems, verifier.value, seed)},
-            )
-            with CollectView(console) as view:
-                found = lab.collect(plan, out, progress=view.show)
-    except RfxError as error:
-        Console(stderr=True, soft_wrap=True).print(f"rfx: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
+            if finish:
+                found = lab.finish(out)
+            else:
+                if reasoning_gym is not None and problems is not None:
+                    raise typer.BadParameter("--reasoning-gym and --problems exclude each other")
+                chosen = _problems(reasoning_gym, per_generator, problems, verifier.value, seed)
+                plan = _plan(
+                    *(chosen, specialist, None if ancestor in (None, "none") else ancestor, tool, _split(operators)),
+                    *(dtype.value, score_dtype.value, device, parallel),
+                    draws=draws,
+                    attempts=attempts,
+                    scored=scored,
+                    failures=failures,
+                    temperature=temperature,
+                    tool_temperature=temperature,
+                    max_tokens=max_tokens,
+                    seed=seed,
+                    extras={"problems": _about(reasoning_gym, per_generator, problems, verifier.value, seed)},
+                )
+                with CollectView(console) as view:
+                    found = lab.collect(plan, out, progress=view.show)
     except KeyboardInterrupt:
         note = "stopped; the same command goes on from here, and --finish writes what is there"
         Console(stderr=True, soft_wrap=True).print(f"rfx: {note}", style="yellow", markup=False, highlight=False)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from rfx_agent._errors import RfxError
+from rfx_agent.cli.options import reported
 
 __all__ = ["evidence"]
 
@@ -27,14 +27,11 @@ def evidence(
     """Rescue per operator, the paper's rule against each, what draws and features predict: with 95 % intervals."""
     if as_json and as_markdown:
         raise typer.BadParameter("--json and --markdown are two formats; choose one")
-    try:
+    with reported(Console(stderr=True)):
         from rfx_agent.lab.evidence import evidence as run
         from rfx_agent.lab.evidence import markdown
 
         figures = run(dataset, seed=seed, draws=draws)
-    except RfxError as error:
-        Console(stderr=True).print(f"rfx: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
     if as_json:
         typer.echo(json.dumps(figures, allow_nan=False))
     elif as_markdown:

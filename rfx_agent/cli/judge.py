@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from rfx_agent._errors import ConfigError, RfxError
+from rfx_agent._errors import ConfigError
+from rfx_agent.cli.options import Bad, Json, reported
 from rfx_agent.cli.show import plain
 from rfx_agent.lab.judge_check import JudgeReport, read_cases
 from rfx_agent.lab.judge_check import judge_check as run
@@ -25,11 +25,6 @@ __all__ = ["judge_check"]
 
 _DEFAULT = "The final answer of the ANSWER is correct, and it answers what the TASK asks."
 _ITEM = re.compile(r"(?:[-*]|\d+[.)])\s+")
-
-
-class _Bad(StrEnum):
-    fail = "raise"
-    skip = "skip"
 
 
 def judge_check(
@@ -57,22 +52,18 @@ def judge_check(
     verbosity: Annotated[bool, typer.Option(help="Judge each case again with empty words appended.")] = True,
     parallel: Annotated[int, typer.Option(min=1, help="Judgings at once.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    on_bad: Annotated[
-        _Bad, typer.Option(help="What a malformed row does: end the command, or be skipped.")
-    ] = _Bad.fail,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line of standard output.")
-    ] = False,
+    on_bad: Annotated[Bad, typer.Option(help="What a malformed row does: end the command, or be skipped.")] = Bad.fail,
+    as_json: Json = False,
 ) -> None:
     """Measure a model as a judge: accuracy, false passes, agreement with itself, and how easily it is fooled.
 
     With a server of your own, the key is read from OPENAI_API_KEY.
     """
     err = Console(stderr=True, soft_wrap=True)
-    try:
+    with reported(err):
         if (base_url is None) != (model is None):
             raise typer.BadParameter("--base-url and --model go together")
-        given, bad = read_cases(cases, on_bad="skip" if on_bad is _Bad.skip else "raise")
+        given, bad = read_cases(cases, on_bad=on_bad.way)
         for number, why in bad:
             err.print(f"row {number} skipped: {plain(why, 200)}", style="yellow", markup=False, highlight=False)
         sampler = _sampler(model, base_url, parallel)
@@ -101,9 +92,6 @@ def judge_check(
                 parallel=parallel,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-    except RfxError as error:
-        err.print(f"rfx: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
     out = Console(stderr=as_json)
     for table in _tables(report):
         out.print(table)

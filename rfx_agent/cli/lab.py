@@ -6,37 +6,22 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from rfx_agent._errors import RfxError
 from rfx_agent.cli.lab_show import accuracy_table, finite, population_table, regime_table
-from rfx_agent.cli.options import Engine
+from rfx_agent.cli.options import Bad, Engine, Json, reported
 from rfx_agent.cli.show import plain
-
-if TYPE_CHECKING:
-    from rfx_agent.lab._common import OnBad
 
 __all__ = ["audit", "calibrate", "extract", "report"]
 
 _SHOWN = 5  # malformed rows that are named one by one
 
 
-class _Bad(StrEnum):
-    fail = "raise"
-    skip = "skip"
-
-    @property
-    def way(self) -> OnBad:
-        return "skip" if self is _Bad.skip else "raise"
-
-
-_Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
-_OnBad = Annotated[_Bad, typer.Option(help="What a malformed row does: end the command, or be skipped and named.")]
+_OnBad = Annotated[Bad, typer.Option(help="What a malformed row does: end the command, or be skipped and named.")]
 _Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 _Input = Annotated[Path, typer.Argument(help="Failure profiles: CSV or Parquet.")]
 
@@ -45,10 +30,8 @@ _Input = Annotated[Path, typer.Argument(help="Failure profiles: CSV or Parquet."
 def _errors() -> Iterator[Console]:
     console = Console(stderr=True, soft_wrap=True)
     try:
-        yield console
-    except RfxError as error:
-        console.print(f"rfx: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
+        with reported(console):
+            yield console
     except OSError as error:
         console.print(f"rfx: {error.filename or ''}: {error.strerror}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from None
@@ -64,9 +47,9 @@ def calibrate(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the calibration, as decisions will cite it.")] = None,
-    on_bad: _OnBad = _Bad.fail,
+    on_bad: _OnBad = Bad.fail,
     seed: _Seed = 0,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Population statistics and retry prior per model, task and kind of evidence, with counts and intervals.
 
@@ -110,9 +93,9 @@ def audit(
     profile: _Input,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validations.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="Times the folds are drawn anew.")] = 3,
-    on_bad: _OnBad = _Bad.fail,
+    on_bad: _OnBad = Bad.fail,
     seed: _Seed = 0,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Failure topography: regimes, clusters, and how well the features tell models and regimes apart."""
     with _errors() as err:
@@ -139,7 +122,7 @@ def report(
     profile: _Input,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
     orders: Annotated[int, typer.Option(min=1, help="Orders that the policies are replayed in.")] = 20,
-    on_bad: _OnBad = _Bad.fail,
+    on_bad: _OnBad = Bad.fail,
     seed: _Seed = 0,
 ) -> None:
     """One self-contained HTML page: regimes, the feature plane, policies, calibration, budget use."""
@@ -159,8 +142,8 @@ def extract(
     engine: Annotated[Engine, typer.Option(help="Threads of this machine, or a Ray cluster.")] = Engine.threads,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads or Ray tasks at once.")] = None,
     temperature: Annotated[float, typer.Option(help="Decode temperature of the features.")] = 0.6,
-    on_bad: _OnBad = _Bad.fail,
-    as_json: _Json = False,
+    on_bad: _OnBad = Bad.fail,
+    as_json: Json = False,
 ) -> None:
     """Trajectory features of every rollout in a Parquet file, in bounded memory."""
     with _errors() as err:
@@ -204,7 +187,7 @@ def _save(calibrations: list[Any], output: Path, *, folder: bool) -> list[Path]:
     return written
 
 
-def _drifts(lab: Any, chosen: list[Any], check: Path, on_bad: _Bad, err: Console) -> list[tuple[str, str, Any]]:
+def _drifts(lab: Any, chosen: list[Any], check: Path, on_bad: Bad, err: Console) -> list[tuple[str, str, Any]]:
     batches, bad = lab.read_any(check, on_bad=on_bad.way)
     _warn(err, check, bad)
     known = {(p.model, p.task): lab.calibrate(p) for p in chosen}

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rfx_agent._errors import ConfigError, RfxError
+from rfx_agent._errors import ConfigError
 from rfx_agent._types import Operator
-from rfx_agent.cli.options import Engine
+from rfx_agent.cli.options import Engine, reported
 from rfx_agent.lab.simulate import NAMES, Simulation
 from rfx_agent.lab.simulate import simulate as run
 from rfx_agent.policies._base import ROUTES
@@ -49,7 +49,7 @@ def simulate(
     Prequential: in each order every failure is met once, and a policy learns only from its own attempts.
     """
     console = Console(stderr=as_json, soft_wrap=False)
-    try:
+    with reported(Console(stderr=True)):
         from rfx_agent.lab.profiles import read_profile
 
         read = read_profile(profile, on_bad="skip" if skip_bad else "raise")
@@ -63,9 +63,6 @@ def simulate(
             workers=workers,
             engine=engine.value,
         )
-    except RfxError as error:
-        Console(stderr=True).print(f"rfx: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
     for number, reason in read.bad_rows:
         Console(stderr=True).print(f"row {number} skipped: {reason}", style="yellow", markup=False, highlight=False)
     console.print(_table(found))

@@ -13,7 +13,7 @@ from rfx_agent._types import Message, Operator, Rollout, SampleRequest, SampleRe
 from rfx_agent.case import Case
 from rfx_agent.engine.drivers import Call, Flow
 from rfx_agent.events import Judged, Purpose, Reserved, Sampled, Scored, ToolRan
-from rfx_agent.features import TopLogprobs, evidence_of, token_offset
+from rfx_agent.features import TopLogprobs, evidence_of, places
 
 if TYPE_CHECKING:
     from rfx_agent.engine.recovery import Recovery
@@ -165,11 +165,8 @@ def _measure(r: Recovery, case: Case, failed: list[Rollout]) -> Flow[Case]:
     found = evidence_of(failed, ancestors, temperature=r.temperature)
     measured = {}
     for rollout, features, window, peak in zip(failed, found.per_rollout, found.junctions, found.peaks, strict=True):
-        places = [
-            None if at is None or not rollout.tokens else rollout.start + token_offset(rollout.tokens, at)
-            for at in (window and window[0], peak)
-        ]
-        measured[rollout.id] = replace(rollout, features=features, junction=places[0], peak=places[1])
+        first, top = places(rollout, window, peak)
+        measured[rollout.id] = replace(rollout, features=features, junction=first, peak=top)
     rollouts = tuple(measured.get(x.id, x) for x in case.rollouts)
     return replace(case, rollouts=rollouts).note(*found.caveats)
 

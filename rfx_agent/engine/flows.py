@@ -121,10 +121,14 @@ def tool_verify(r: Recovery, case: Case) -> Flow[Case]:
     return _paid(case)
 
 
-def answer_human(r: Recovery, case: Case, reply: object) -> Case:
-    """The case with a person's reply applied; raises ``EscalationError`` on one that does not fit."""
+def answer_human(r: Recovery, case: Case, reply: object, fits: Callable[[Outcome], None] = lambda _: None) -> Case:
+    """The case with a person's reply applied; raises ``EscalationError`` on one that does not fit.
+
+    ``fits`` raises it too, on an outcome that cannot stand where the case came from.
+    """
     case = apply_reply(case, reply, now=r.clock())
     assert case.outcome is not None  # noqa: S101  # apply_reply gives one or raises
+    fits(case.outcome)
     return _finish(r, case, case.outcome)
 
 

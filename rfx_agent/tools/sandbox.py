@@ -14,14 +14,13 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from rfx_agent._closing import Closing
 from rfx_agent._errors import ConfigError, ToolError
 from rfx_agent._types import ToolResult
 from rfx_agent.tools._prompts import clip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
-    from typing import Self
 
     from pydantic_monty import Monty, MontyError, MontySession, OSPolicy, ResourceLimits
 
@@ -35,7 +34,7 @@ _STATEMENT = re.compile(r"^[^\s#)\]}]", re.MULTILINE)
 _SUSPENSIONS = 100  # look-ups of undefined names, each of which is a round trip to the parent
 
 
-class Sandbox:
+class Sandbox(Closing):
     """A pool of sandbox workers, started on first use and shared by all threads and event loops.
 
     Args:
@@ -114,14 +113,6 @@ class Sandbox:
             finalizer, self._pool, self._finalizer = self._finalizer, None, None
         if finalizer is not None:
             finalizer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return (

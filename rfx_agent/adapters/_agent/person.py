@@ -8,8 +8,8 @@ from typing import Any
 from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
 
 from rfx_agent._errors import EscalationError, Unresolved
-from rfx_agent.adapters._agent.ask import ask_person
 from rfx_agent.adapters._agent.state import counted
+from rfx_agent.adapters._graph.ask import ask_person
 from rfx_agent.adapters._messages import restored
 from rfx_agent.case import Case, Outcome, decode
 from rfx_agent.engine import Recovery

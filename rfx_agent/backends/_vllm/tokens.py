@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
+from rfx_agent._closing import Closing
 from rfx_agent._errors import ConfigError, SamplerError, TokenizerMismatch
 from rfx_agent.backends._chat.rows import read_ids
 from rfx_agent.backends._clients import Ask, Clients, Reply
@@ -32,7 +32,7 @@ PROBES = (*_PLAIN, *_SPECIAL)
 """Texts on which tokenizers differ: words, digits, whitespace, scripts, code, and the special tokens of chats."""
 
 
-class VLLMTokens:
+class VLLMTokens(Closing):
     """The tokenizer of a model that a vLLM server (or one with its ``/tokenize``) serves.
 
     Args:
@@ -87,14 +87,6 @@ class VLLMTokens:
     async def aclose(self) -> None:
         """The same, with the connections of the running event loop."""
         await self.clients.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def post(path: str, body: Mapping[str, Any]) -> Callable[[Any], Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rfx_agent._errors import ConfigError, WeightsError
 from rfx_agent.backends.transformers._gguf import file_sha256
-from rfx_agent.backends.weights import WEIGHTS, Weights
+from rfx_agent.backends.weights import WEIGHTS, Weights, check_gguf
 
 __all__ = ["folder_sha256", "resolve"]
 
@@ -28,13 +28,7 @@ def resolve(weights: str | Path | Weights) -> Weights | Path | str:
             raise WeightsError(f"weights {path} has no config.json; give a model directory as transformers saves it")
         return path
     if path.suffix == ".gguf" or isinstance(weights, Path):
-        try:
-            with path.open("rb") as file:
-                magic = file.read(4)
-        except OSError as error:
-            raise WeightsError(f"weights {path} cannot be read: {error.strerror}; give a GGUF file") from error
-        if magic != b"GGUF":
-            raise WeightsError(f"weights {path} is no GGUF file: it begins with {magic!r}; give a GGUF file")
+        check_gguf(path)
         return path.resolve()
     if not _HUB_ID.fullmatch(str(weights)):
         raise ConfigError(

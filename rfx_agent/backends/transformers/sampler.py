@@ -6,9 +6,8 @@ import asyncio
 import math
 import uuid
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
+from rfx_agent._closing import AsyncClosing
 from rfx_agent._errors import ConfigError, SamplerError
 from rfx_agent._types import Rollout, SampleRequest, SampleResult, Usage
 from rfx_agent.backends.transformers._batcher import Batched, Batcher
@@ -19,7 +18,7 @@ from rfx_agent.numerics.toplogprobs import TopLogprobs
 __all__ = ["TransformersSampler", "check_options", "check_request", "room", "table_of"]
 
 
-class TransformersSampler:
+class TransformersSampler(AsyncClosing):
     """Samples completions from a ``CausalModel``.
 
     Draws come from the whole distribution at the request's temperature, 0 being the most probable token; draw i of a
@@ -69,26 +68,6 @@ class TransformersSampler:
     def close(self) -> None:
         """Refuse further requests and end those that run; idempotent. The model is left as it is."""
         self._batcher.close()
-
-    async def aclose(self) -> None:
-        """The same."""
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _rows(self, request: SampleRequest) -> list[Row]:
         check_request(request)

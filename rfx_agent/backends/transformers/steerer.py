@@ -7,11 +7,11 @@ import math
 import threading
 import uuid
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Literal, Self, cast
+from typing import Literal, cast
 
 import numpy as np
 
+from rfx_agent._closing import Closing
 from rfx_agent._errors import ConfigError, RfxError, SamplerError
 from rfx_agent._types import Operator, Rollout, SampleRequest, SampleResult, Step, Usage
 from rfx_agent.backends.transformers._batcher import Batched, Batcher
@@ -38,7 +38,7 @@ class _Job:
     notes: tuple[str, ...]
 
 
-class TransformersSteerer:
+class TransformersSteerer(Closing):
     """Decodes a failed rollout again, with an operator of arXiv 2606.05145 applied at its junction.
 
     The junction is found with one prefill of each model over the rollout: the positions within ``window`` of J's peak.
@@ -167,14 +167,6 @@ class TransformersSteerer:
     def close(self) -> None:
         """Refuse further calls and end those that run; idempotent. The models are left as they are."""
         self._batcher.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _told(self, error: Exception) -> SamplerError:
         what = str(error) if isinstance(error, RfxError) else f"{type(error).__name__}: {error}"

@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
+from rfx_agent._closing import Closing
 from rfx_agent._errors import ConfigError
 from rfx_agent.lab.dataset import DatasetError, disk
 
@@ -65,7 +65,7 @@ class Fingerprint:
     extras: Mapping[str, Any]
 
 
-class Journal:
+class Journal(Closing):
     """The journal in ``folder``.
 
     Args:
@@ -155,14 +155,6 @@ class Journal:
         for connection in (getattr(self, "_db", None), self._lock):
             if connection is not None:
                 connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _locked(folder: Path) -> sqlite3.Connection:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rfx_agent._errors import FeatureError, SamplerError
 from rfx_agent._types import Rollout, ScoreResult
-from rfx_agent.features import ONE_MODEL, TWO_MODEL, TopLogprobs, token_offset
+from rfx_agent.features import ONE_MODEL, TWO_MODEL, TopLogprobs, places
 from rfx_agent.lab.collect.journal import Key, Unit
 from rfx_agent.lab.collect.work import Done, Failed, as_text, asked
 from rfx_agent.numerics.tokens import one_model_token_features, token_features
@@ -67,13 +67,13 @@ def _measured(
                 values = (found.spread, found.concentration, found.logit_dispersion)
                 record["features"] = dict(zip(TWO_MODEL, values, strict=True))
                 record |= _places(rollout, found)
-        record |= proxies(plan.temperature, own, rollout, places=False)
+        record |= proxies(plan.temperature, own, rollout, located=False)
     except FeatureError as error:
         record["notes"] = [as_text(f"a draw was not scored: {error}")]
     return record
 
 
-def proxies(temperature: float, table: TopLogprobs | None, rollout: Rollout, *, places: bool = True) -> dict[str, Any]:
+def proxies(temperature: float, table: TopLogprobs | None, rollout: Rollout, *, located: bool = True) -> dict[str, Any]:
     """Surprisal and proxies from one table; nothing where there is none."""
     if table is None or not len(table):
         return {}
@@ -83,18 +83,13 @@ def proxies(temperature: float, table: TopLogprobs | None, rollout: Rollout, *, 
     if found is not None:
         values = (found.spread, found.concentration, found.logit_dispersion)
         record["proxies"] = dict(zip(ONE_MODEL, values, strict=True))
-        if places:
+        if located:
             record |= _places(rollout, found)
     return record
 
 
 def _places(rollout: Rollout, found: RolloutFeatures) -> dict[str, int | None]:
-    """Junction and peak as offsets in characters; None without the tokens' texts."""
-    if not rollout.tokens or found.junction is None or found.peak is None:
-        return {"junction": None, "peak": None}
-    places = (found.junction[0], found.peak)
-    first, peak = (rollout.start + token_offset(rollout.tokens, at) for at in places)
-    return {"junction": first, "peak": peak}
+    return dict(zip(("junction", "peak"), places(rollout, found.junction, found.peak), strict=True))
 
 
 async def _scores(

@@ -9,7 +9,7 @@ from langgraph.types import interrupt
 from rfx_agent._errors import EscalationError
 from rfx_agent.case import Case, Outcome
 from rfx_agent.engine import Recovery, answer_human
-from rfx_agent.escalation import apply_reply, payload
+from rfx_agent.escalation import payload
 
 __all__ = ["ask_person"]
 
@@ -25,10 +25,7 @@ def ask_person(recovery: Recovery, case: Case, fits: Callable[[Outcome], None] =
     reply = interrupt(payload(case))
     while True:
         try:
-            settled = apply_reply(case, reply, now=recovery.clock())
-            assert settled.outcome is not None  # noqa: S101  # apply_reply gives one or raises
-            fits(settled.outcome)
-            return answer_human(recovery, case, reply)
+            return answer_human(recovery, case, reply, fits)
         except EscalationError as error:
             # A thread keeps the reply it was resumed with, so one that does not fit is asked for again.
             reply = interrupt(payload(case, error=str(error)))
