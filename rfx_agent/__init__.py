@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rfx_agent._errors import (
     BudgetExhausted,
     CalibrationError,
+    CircuitOpen,
     ConfigError,
     EscalationError,
     FeatureError,
     RfxError,
     SamplerError,
     SamplerTimeout,
+    StoreError,
     TokenizerMismatch,
     ToolError,
     ToolInputError,
@@ -32,8 +34,10 @@ from rfx_agent.budgets import Ledger, Price, RetryBudget
 from rfx_agent.calibration import Calibration
 from rfx_agent.case import Case, Outcome
 from rfx_agent.engine import Escalation, Recovery
+from rfx_agent.limits import InFlight, Ratio, Window
 from rfx_agent.policies import DefaultPolicy, FixedPolicy, LearnedPolicy, ShadowPolicy, Worth
 from rfx_agent.routing import RoutingRule, route
+from rfx_agent.shared import SharedBudget
 
 if TYPE_CHECKING:
     from rfx_agent.adapters.langchain import ChatModelSampler
@@ -71,6 +75,7 @@ __all__ = [
     "Case",
     "CausalModel",
     "ChatModelSampler",
+    "CircuitOpen",
     "ConfigError",
     "Decision",
     "DefaultPolicy",
@@ -81,6 +86,7 @@ __all__ = [
     "FeatureError",
     "FixedPolicy",
     "FunctionVerifier",
+    "InFlight",
     "JsonSchemaVerifier",
     "JudgeVerifier",
     "LangChainTool",
@@ -94,6 +100,7 @@ __all__ = [
     "Price",
     "ProgramTool",
     "PydanticVerifier",
+    "Ratio",
     "RecoverabilityMiddleware",
     "Recovery",
     "RegexVerifier",
@@ -107,7 +114,9 @@ __all__ = [
     "SamplerTimeout",
     "ScoreResult",
     "ShadowPolicy",
+    "SharedBudget",
     "Step",
+    "StoreError",
     "TokenizerMismatch",
     "ToolError",
     "ToolInputError",
@@ -121,6 +130,7 @@ __all__ = [
     "VerifierError",
     "WeightsCorrupt",
     "WeightsError",
+    "Window",
     "Worth",
     "add_recovery",
     "outcome_of",

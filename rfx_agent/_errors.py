@@ -6,8 +6,10 @@
     ├── FeatureError           token data that breaks its contract; names the rollout and the position
     ├── CalibrationError       population statistics that cannot be read, merged or used
     ├── BudgetExhausted        a reservation that the budget cannot pay for; names the caps
+    ├── StoreError             a shared budget's store could not be reached
     ├── SamplerError           a model could not be sampled
-    │   └── SamplerTimeout     it did not answer in time
+    │   ├── SamplerTimeout     it did not answer in time
+    │   └── CircuitOpen        it failed too often and is not asked for a while
     ├── VerifierError          a verifier broke; the rollout it was judging is kept
     ├── ToolError              a tool broke in a way that is ours, not the program's
     │   └── ToolInputError     the model wrote nothing that the tool can run
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BudgetExhausted",
     "CalibrationError",
+    "CircuitOpen",
     "ConfigError",
     "EscalationError",
     "FeatureError",
     "RfxError",
     "SamplerError",
     "SamplerTimeout",
+    "StoreError",
     "TokenizerMismatch",
     "ToolError",
     "ToolInputError",
@@ -111,6 +115,22 @@ class SamplerError(RfxError):
 
 class SamplerTimeout(SamplerError, TimeoutError):
     """A model did not answer in time."""
+
+
+class CircuitOpen(SamplerError):
+    """A model failed too often and is not asked for a while; nothing was sent.
+
+    Attributes:
+        seconds: until it is asked again.
+    """
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(message, transient=True)
+
+
+class StoreError(RfxError):
+    """A shared budget's store could not be reached, or is not what this version writes; its exception is chained."""
 
 
 class VerifierError(RfxError):

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
         ToolResult,
         Verdict,
     )
+    from rfx_agent.limits import Account, Claim, Grant, Hold
 
-__all__ = ["Escalator", "Sampler", "Scorer", "Steerer", "Tool", "TraceStore", "Verifier"]
+__all__ = ["BudgetStore", "Escalator", "Sampler", "Scorer", "Steerer", "Tool", "TraceStore", "Verifier"]
 
 
 @runtime_checkable
@@ -179,4 +180,73 @@ class TraceStore(Protocol):
 
     def put(self, step_id: str, rollouts: Sequence[Rollout]) -> None:
         """Keep ``rollouts``; called once for each, before they are made compact."""
+        ...
+
+
+@runtime_checkable
+class BudgetStore(Protocol):
+    """Keeps what many runs, in many processes, may spend together, and what they paid for.
+
+    A reservation is all or nothing over its claims. It is open until its owner settles or releases it; one that was
+    neither by the end of its time is written off: it counts as spent in full, because nobody knows what it cost.
+    Settling is charging and recording in one transaction: a call that was settled with a record is never paid for
+    again, whatever happened to the process that made it.
+
+    Every method raises only ``StoreError``, when the store cannot be reached or is broken; then nothing happened, or
+    all of it did and doing it again does nothing.
+    """
+
+    def reserve(self, id: str, claims: Sequence[Claim], *, seconds: float) -> Grant:  # noqa: A002  # the field is called id
+        """Set ``claims`` aside for at most ``seconds``, or say why not.
+
+        What is known of ``id`` decides first: settled with a record, the record comes back and nothing is set aside;
+        open, its owner is taken for dead: that hold is written off and a new one granted; released, written off, or
+        settled without a record, a new one is granted.
+
+        An account has room for an amount ``a`` when, with ``open`` everything reserved on it and ``spent`` everything
+        settled on it within the window that ends now: ``open + spent + a <= most`` (window),
+        ``open + spent + a <= most + share * credit`` with the credit deposited in the window (ratio), and
+        ``open + a <= most`` (in flight). A window may be kept in parts, as long as that errs towards refusing.
+        """
+        ...
+
+    async def areserve(self, id: str, claims: Sequence[Claim], *, seconds: float) -> Grant:  # noqa: A002  # as above
+        """The same, without blocking the event loop."""
+        ...
+
+    def settle(self, hold: Hold, actual: Mapping[str, int], record: str | None = None) -> None:
+        """Charge ``actual`` (amount by unit; a unit not named cost nothing) in place of what ``hold`` set aside.
+
+        More than was reserved is charged in full. A hold that was written off meanwhile is corrected; one that
+        another owner has taken over, or that was settled before, is left alone.
+        """
+        ...
+
+    async def asettle(self, hold: Hold, actual: Mapping[str, int], record: str | None = None) -> None:
+        """The same, without blocking the event loop."""
+        ...
+
+    def release(self, hold: Hold) -> None:
+        """Give back what ``hold`` set aside: nothing was dispatched. Without effect on a hold that is not open."""
+        ...
+
+    async def arelease(self, hold: Hold) -> None:
+        """The same, without blocking the event loop."""
+        ...
+
+    def keep(self, id: str, record: str) -> str:  # noqa: A002  # as above
+        """Record ``record`` under ``id`` unless there is one already; returns the one that stands."""
+        ...
+
+    async def akeep(self, id: str, record: str) -> str:  # noqa: A002  # as above
+        """The same, without blocking the event loop."""
+        ...
+
+    def deposit(self, claims: Sequence[Claim]) -> None:
+        """Credit ratio accounts with ``amount`` of normal traffic. Returns at once; a store may write it later, at
+        the latest with its next reservation. Credit lost with a process only makes a budget stricter."""
+        ...
+
+    def accounts(self, prefix: str = "") -> list[Account]:
+        """All accounts whose name begins with ``prefix``, by name."""
         ...

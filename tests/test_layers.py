@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "rfx_agent"
 LAYERS = (
     ("_errors",),
     ("_closing", "_extras", "_types"),
-    ("_records", "numerics"),
+    ("_records", "limits", "numerics"),
     ("features", "budgets", "calibration", "ports"),
-    ("case", "routing"),
+    ("case", "routing", "shared"),
     ("diagnosis", "escalation", "events", "policies"),
     ("engine", "telemetry", "testing", "tools", "verifiers"),
     ("adapters", "backends", "stores"),
@@ -23,7 +23,23 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Top-K tables are named in annotations below the layer they live in; nothing is imported at run time.
 ANNOTATION_ONLY = {("_errors", "_types"), ("_errors", "case"), ("_types", "numerics")}
-HEAVY = ("openai", "langgraph", "torch", "transformers", "xllamacpp", "langchain", "opentelemetry", "typer", "rich")
+HEAVY = (
+    "circuitbreaker",
+    "genai_prices",
+    "sqlalchemy",
+    "openai",
+    "langgraph",
+    "torch",
+    "transformers",
+    "xllamacpp",
+    "langchain",
+    "opentelemetry",
+    "typer",
+    "rich",
+    "sqlalchemy",
+    "genai_prices",
+    "circuitbreaker",
+)
 
 
 def modules() -> list[Path]:
