@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rfx_agent.adapters.langgraph import outcome_of, recovery_graph, step_input
     from rfx_agent.adapters.middleware import RecoverabilityMiddleware
     from rfx_agent.adapters.node import add_recovery, recoverable
+    from rfx_agent.adapters.overdue import aclose_overdue, close_overdue
     from rfx_agent.adapters.wrap import with_recovery
     from rfx_agent.backends.local import LocalSampler
     from rfx_agent.backends.openai import OpenAISampler
@@ -132,7 +133,9 @@ __all__ = [
     "WeightsError",
     "Window",
     "Worth",
+    "aclose_overdue",
     "add_recovery",
+    "close_overdue",
     "outcome_of",
     "recoverable",
     "recovery_graph",
@@ -163,7 +166,9 @@ _LAZY = {
     "TransformersScorer": "backends.transformers",
     "TransformersSteerer": "backends.transformers",
     "VLLMScorer": "backends.vllm",
+    "aclose_overdue": "adapters.overdue",
     "add_recovery": "adapters.node",
+    "close_overdue": "adapters.overdue",
     "outcome_of": "adapters.langgraph",
     "recoverable": "adapters.node",
     "recovery_graph": "adapters.langgraph",

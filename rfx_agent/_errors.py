@@ -14,6 +14,7 @@
     ├── ToolError              a tool broke in a way that is ours, not the program's
     │   └── ToolInputError     the model wrote nothing that the tool can run
     ├── EscalationError        a human's reply that does not fit what was asked
+    ├── NotifyError            nobody could be told that a case waits for a person
     ├── Unresolved             a wrapped chain has no answer to return; the whole case is kept
     └── WeightsError           model weights could not be had
         └── WeightsCorrupt     they are there and their hash is wrong
@@ -37,6 +38,7 @@ __all__ = [
     "ConfigError",
     "EscalationError",
     "FeatureError",
+    "NotifyError",
     "RfxError",
     "SamplerError",
     "SamplerTimeout",
@@ -155,6 +157,10 @@ class ToolInputError(ToolError, ValueError):
 
 class EscalationError(RfxError, ValueError):
     """A human's reply that does not fit what was asked."""
+
+
+class NotifyError(RfxError):
+    """Nobody could be told that a case waits for a person; the case waits all the same."""
 
 
 class Unresolved(RfxError):

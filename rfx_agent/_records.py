@@ -56,6 +56,7 @@ class Diagnosis:
         cost: per operator that this deployment can carry out, the most that one attempt may cost.
         passed: id of a rollout that passed, or None.
         blocked: sentence saying why no model can be asked any more, or "".
+        blocked_by: the same for a machine (see ``Case``).
     """
 
     step_id: str
@@ -73,6 +74,7 @@ class Diagnosis:
     cost: Mapping[str, Spend]
     passed: str | None = None
     blocked: str = ""
+    blocked_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,8 @@ class Spend:
         seconds: wall-clock seconds of work; a human's waiting time is not work.
         tool_seconds: seconds inside tools.
         escalations: cases put before a person.
-        calls: requests that reached a server; reported, never capped.
+        calls: requests that reached a server, transport retries included.
+        asked: requests that the engine asked for; with ``calls`` the amplification. Reported, never capped.
     """
 
     attempts: int = 0
@@ -97,6 +98,7 @@ class Spend:
     tool_seconds: float = 0.0
     escalations: int = 0
     calls: int = 0
+    asked: int = 0
 
     def __add__(self, other: Spend) -> Spend:
         return Spend(
@@ -108,6 +110,7 @@ class Spend:
             self.tool_seconds + other.tool_seconds,
             self.escalations + other.escalations,
             self.calls + other.calls,
+            self.asked + other.asked,
         )
 
 

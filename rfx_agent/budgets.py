@@ -18,7 +18,7 @@ from rfx_agent._types import Spend, Usage
 
 __all__ = ["Ledger", "Price", "RetryBudget"]
 
-_INTEGER_CAPS = ("attempts", "samples", "tokens", "escalations")
+_INTEGER_CAPS = ("attempts", "samples", "tokens", "escalations", "calls")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,7 @@ class RetryBudget:
         seconds: wall-clock seconds of work. A human's waiting time does not count.
         tool_seconds: seconds inside tools.
         escalations: cases put before a person.
+        calls: requests to a server, transport retries included: one ledger for all layers that retry.
     """
 
     attempts: int | None = 12
@@ -42,6 +43,7 @@ class RetryBudget:
     seconds: float | None = 300.0
     tool_seconds: float | None = 30.0
     escalations: int | None = 1
+    calls: int | None = 64
 
     def __post_init__(self) -> None:
         for cap in CAPS:

@@ -15,7 +15,7 @@ from rfx_agent.budgets import Ledger
 
 __all__ = ["Ask", "Case", "Outcome", "Status", "decode", "encode"]
 
-Status = Literal["accepted", "rescued", "human", "rejected", "unresolved"]
+Status = Literal["accepted", "rescued", "human", "rejected", "unresolved", "unasked"]
 T = TypeVar("T")
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
@@ -27,7 +27,8 @@ class Outcome:
     Attributes:
         status: ``accepted``, the candidate passed as it was; ``rescued``, a remedy produced a verified success;
             ``human``, a person gave or approved the answer; ``rejected``, a person turned it down;
-            ``unresolved``, there is no answer that anybody vouches for.
+            ``unresolved``, there is no answer that anybody vouches for; ``unasked``, the same, and a person should
+            have been asked: the cap on escalations was spent.
         text: the text that stands, or None.
         answer: its parsed answer, where there is one.
         by: the operator that produced it, or None.
@@ -81,8 +82,11 @@ class Case:
         ask: the question to a person, once there is one.
         outcome: how it ended, once it did.
         blocked: why no model can be asked any more, or "".
+        blocked_by: the same for a machine: ``sampler_error``, ``circuit_open``, ``budget:`` and what has no room.
+        holds: paid calls so far; with ``run_id`` they name each one in a shared budget's store.
         notes: what samplers and scorers had to say, in order and without repeats.
-        run_id: of this run of the step, for those who are told its events; "" where nobody is.
+        run_id: of this run of the step, for those who are told its events and for a shared budget; "" where there
+            is neither.
     """
 
     step: Step
@@ -94,6 +98,8 @@ class Case:
     ask: Ask | None = None
     outcome: Outcome | None = None
     blocked: str = ""
+    blocked_by: str = ""
+    holds: int = 0
     notes: tuple[str, ...] = ()
     run_id: str = field(default="", compare=False)
 
@@ -103,6 +109,15 @@ class Case:
         if not self.decisions:
             raise ConfigError(f"step {self.step.id} has no decision yet; run diagnose on it first")
         return self.decisions[-1]
+
+    @property
+    def amplification(self) -> float | None:
+        """Requests that reached a server for each that the engine asked for; None before it asked for any.
+
+        Above 1 where the transport retried, or where a server that ignores ``n`` was asked once for each draw.
+        """
+        spent = self.ledger.spent
+        return spent.calls / spent.asked if spent.asked else None
 
     def draws(self, operator: str = "retry") -> tuple[Rollout, ...]:
         """Distinct rollouts of ``operator``: those that repeat a response id are one draw."""
@@ -199,4 +214,4 @@ def _decode(annotation: Any, data: Any) -> Any:
 @cache
 def _hints(cls: type[Any]) -> dict[str, Any]:
     # Top-K tables are never kept in state, so their class is not needed to read one back.
-    return get_type_hints(cls, localns={"TopLogprobs": object})
+    return get_type_hints(cls, localns={"TopLogprobs": object, "FeatureError": object})

@@ -56,4 +56,5 @@ def diagnose_case(case: Case, calibration: Calibration, cost: Mapping[str, Spend
         cost=cost,
         passed=passed,
         blocked=case.blocked,
+        blocked_by=case.blocked_by,
     )

@@ -34,6 +34,8 @@ class Sampler(Protocol):
         name: what it is, for records and messages.
         continues_prefix: whether ``SampleRequest.prefix`` is honoured.
         takes_temperature: optional, true when absent: whether ``SampleRequest.temperature`` is honoured.
+        max_calls: optional, 1 when absent: the most requests that one draw may cause, transport retries included;
+            so many are reserved under ``RetryBudget.calls``.
 
     ``sample`` raises only ``SamplerError`` (and control flow). It returns at most ``request.n`` rollouts; where the
     server returned fewer it has already asked again once. Usage is what really came back.

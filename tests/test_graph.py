@@ -118,7 +118,7 @@ def test_a_budget_without_escalations_asks_nobody() -> None:
     recovery = FAILING.recovery(budget=RetryBudget(samples=3, escalations=0))
     state = recovery_graph(recovery, checkpointer=InMemorySaver()).invoke(step_input(STEP, "41"), THREAD)
     outcome = outcome_of(state)
-    assert (outcome.status, outcome.reason) == ("unresolved", "budget:samples")
+    assert (outcome.status, outcome.reason) == ("unasked", "budget:escalations")
     assert "no escalation is left" in outcome.sentence
 
 

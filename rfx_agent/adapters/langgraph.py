@@ -28,7 +28,7 @@ from typing_extensions import TypedDict
 
 from rfx_agent._types import Step
 from rfx_agent.adapters._graph.ask import ask_person
-from rfx_agent.adapters._graph.source import Given, Source
+from rfx_agent.adapters._graph.source import Given, Source, task_id
 from rfx_agent.case import Case, Outcome, decode, encode
 from rfx_agent.engine import (
     Flow,
@@ -121,14 +121,7 @@ def recovery_graph(
         builder.add_node(node, _flow_node(node, source, _kept(flow), _updated))
         builder.add_edge(node, "diagnose")
     if interrupts:
-
-        def escalate(state: RecoveryState) -> dict[str, Any]:
-            return _escalated(source.get(), state)
-
-        async def aescalate(state: RecoveryState) -> dict[str, Any]:
-            return _escalated(await source.aget(), state)
-
-        builder.add_node("escalate", _Node("escalate", escalate, aescalate))
+        builder.add_node("escalate", _flow_node("escalate", source, _kept(ask_person), _answered))
         builder.add_edge("escalate", END)
     return builder.compile(checkpointer=checkpointer, name=name)
 
@@ -177,7 +170,8 @@ def _opened(r: Recovery, state: RecoveryState) -> Case:
         back = case.outcome is None and case.ask is None and case.decision.budget_after is not None
         if back and case.step.id == step.id:
             return case
-    return r.start(step, state.get("candidate"))
+    # LangGraph gives a node that runs again from the same checkpoint the same task, in whatever process.
+    return r.start(step, state.get("candidate"), run_id=task_id() if r.shared is not None else "")
 
 
 def _routed(case: Case) -> Command[str]:
@@ -190,6 +184,5 @@ def _updated(case: Case) -> dict[str, Any]:
     return {"recovery": encode(case)}
 
 
-def _escalated(r: Recovery, state: RecoveryState) -> dict[str, Any]:
-    case = ask_person(r, decode(Case, state["recovery"]))
+def _answered(case: Case) -> dict[str, Any]:
     return _updated(case) | {"outcome": encode(case.outcome)}

@@ -39,14 +39,15 @@ from rfx_agent.engine import (
     Call,
     Flow,
     Recovery,
-    Reply,
     diagnose,
     drive,
     drive_async,
     recover,
     resample,
+    resumed,
     steer,
     tool_verify,
+    verdict_call,
 )
 from rfx_agent.engine.calls import examine
 from rfx_agent.ports import Sampler, Tool, Verifier
@@ -190,8 +191,9 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         }
         options |= {name: value for name, value in given.items() if value is not None}
         recovery = Recovery(sampler=ScriptedSampler([]), verifier=verifier, **options)  # each call has its own sampler
-        # Where no hook watches and a verdict is free, an answer that passes needs no more than the verdict.
-        self._lean = (recovery.on_event, recovery.traces, getattr(verifier, "bound", None)) == (None, None, None)
+        # Where nobody watches or counts, and a verdict is free, an answer that passes needs no more than the verdict.
+        watched = (recovery.on_event, recovery.traces, recovery.shared, getattr(verifier, "bound", None))
+        self._lean = all(x is None for x in watched)
         self._recovery = streamed(recovery)
         self._sampler, self._per, self._on_unresolved, self._interrupts = sampler, per, on_unresolved, interrupts
         self._settings = Settings(temperature, max_tokens, takes_temperature)
@@ -234,8 +236,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         step, judged = self._step(request), None
         if first is not None and self._lean:
             rollout = rollout_of_made(first, name="r0")
-            verifier = self._recovery.verifier
-            judged = yield (Call(verifier.verify, verifier.averify, (step, rollout), {"peers": (rollout,)}),)
+            judged = yield (verdict_call(self._recovery, step, rollout, (rollout,)),)
             if judged[0].error is None and judged[0].value.passed:
                 run.purse.charge(self._recovery.spend(judged[0].value.usage, seconds=judged[0].seconds))
                 return with_update(first, run.update("accepted"))
@@ -244,7 +245,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         draws.step = step
         case = replace(self._recovery.start(step, draws.take(malformed or reply.value)), ledger=ledger)
         if first is not None:
-            case = yield from _told(examine(self._recovery, case), judged)
+            case = yield from resumed(examine(self._recovery, case), judged)
         if case.rollouts[0].passed:
             case = yield from diagnose(self._recovery, case, human=False)  # hooks are told what the engine decides
             run.purse.charge(less(case.ledger.spent, ledger.spent))
@@ -263,7 +264,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         if case.outcome.ok:
             response = response_of(case.outcome, case, draws, request, first)
             return with_update(in_response(response, marks), run.update(case.outcome.status))
-        if case.outcome.status == "unresolved" and draws.going_on is not None and self._per == "run":
+        if case.outcome.status in ("unresolved", "unasked") and draws.going_on is not None and self._per == "run":
             return with_update(in_response(draws.going_on, marks | {"outcome": "continued"}), run.update("continued"))
         if self._on_unresolved == "raise":
             run.purse.gave_up = call
@@ -321,19 +322,6 @@ _CLASSES: Mapping[tuple[bool, bool], type[RecoverabilityMiddleware]] = {
     (False, True): _Checking,
     (True, True): _AskingAndChecking,
 }
-
-
-def _told(flow: Flow[Case], replies: tuple[Reply, ...] | None) -> Flow[Case]:
-    """``flow``, sent ``replies`` for its first calls, which were made already."""
-    if replies is None:
-        return (yield from flow)
-    next(flow)
-    try:
-        calls = flow.send(replies)
-        while True:
-            calls = flow.send((yield calls))
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]  # a Flow[T] returns T
 
 
 def _until_asked(r: Recovery, case: Case) -> Flow[Case]:

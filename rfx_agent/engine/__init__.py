@@ -4,9 +4,11 @@ Nothing here knows LangGraph. The graph's nodes are the flows ``diagnose``, ``re
 ``steer``; ``Recovery.run`` strings them together for use without a graph.
 """
 
-from rfx_agent.engine.drivers import Call, Flow, Reply, drive, drive_async
-from rfx_agent.engine.flows import answer_human, diagnose, recover, resample, steer, tool_verify
+from rfx_agent.engine.drivers import Call, Flow, Reply, drive, drive_async, resumed
+from rfx_agent.engine.flows import diagnose, recover, resample, steer, tool_verify
+from rfx_agent.engine.people import answer_human
 from rfx_agent.engine.recovery import Escalation, Recovery
+from rfx_agent.engine.verdicts import verdict_call
 
 __all__ = [
     "Call",
@@ -20,6 +22,8 @@ __all__ = [
     "drive_async",
     "recover",
     "resample",
+    "resumed",
     "steer",
     "tool_verify",
+    "verdict_call",
 ]

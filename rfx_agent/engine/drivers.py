@@ -9,20 +9,27 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from rfx_agent._errors import is_control_flow
+from rfx_agent.engine._threads import TimedOut, within
 
-__all__ = ["Call", "Flow", "Reply", "drive", "drive_async"]
+__all__ = ["Call", "Flow", "Reply", "TimedOut", "drive", "drive_async", "resumed"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One thing to be done outside: the same function, sync and async, with its arguments."""
+    """One thing to be done outside: the same function, sync and async, with its arguments.
+
+    Attributes:
+        limit: seconds after which it is broken off, or None. A sync call with a limit runs on a thread of its own,
+            with the caller's context; one that hangs keeps that thread.
+    """
 
     run: Callable[..., Any]
     arun: Callable[..., Awaitable[Any]]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +42,11 @@ class Reply:
 
 
 Flow: TypeAlias = Generator[tuple[Call, ...], tuple[Reply, ...], T]
-"""A flow yields calls that may run at once, and is sent their replies in the same order."""
+"""A flow yields calls that may run at once, and is sent their replies in the same order.
+
+What steers the graph or cancels the task is thrown into it where it waits; the calls that it then yields are made
+before that goes on, so that it can give back what it had reserved.
+"""
 
 
 def drive(flow: Flow[T]) -> T:
@@ -43,7 +54,12 @@ def drive(flow: Flow[T]) -> T:
     try:
         calls = next(flow)
         while True:
-            calls = flow.send(tuple([_perform(call) for call in calls]))
+            try:
+                replies = tuple([_perform(call) for call in calls])
+            except BaseException as error:  # noqa: BLE001  # the flow raises it again
+                calls = flow.throw(error)
+            else:
+                calls = flow.send(replies)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]  # a Flow[T] returns T
 
@@ -53,7 +69,32 @@ async def drive_async(flow: Flow[T]) -> T:
     try:
         calls = next(flow)
         while True:
-            calls = flow.send(await _gather(calls))
+            try:
+                replies = await _gather(calls)
+            except BaseException as error:  # noqa: BLE001  # the flow raises it again
+                calls = flow.throw(error)
+            else:
+                calls = flow.send(replies)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # a Flow[T] returns T
+
+
+def resumed(flow: Flow[T], replies: tuple[Reply, ...] | None) -> Flow[T]:
+    """``flow``, sent ``replies`` for its first calls, which were made already; None where none was."""
+    if replies is None:
+        return (yield from flow)
+    next(flow)
+    error: BaseException | None = None
+    try:
+        while True:
+            calls = flow.send(replies) if error is None else flow.throw(error)
+            try:
+                replies, error = (yield calls), None
+            except GeneratorExit:
+                flow.close()
+                raise
+            except BaseException as thrown:  # noqa: BLE001  # the flow raises it again
+                error = thrown
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]  # a Flow[T] returns T
 
@@ -72,7 +113,10 @@ async def _gather(calls: tuple[Call, ...]) -> tuple[Reply, ...]:
 def _perform(call: Call) -> Reply:
     started = time.perf_counter()
     try:
-        value, failed = call.run(*call.args, **call.kwargs), None
+        if call.limit is None:
+            value, failed = call.run(*call.args, **call.kwargs), None
+        else:
+            value, failed = within(call.limit, call.run, *call.args, **call.kwargs), None
     except Exception as error:  # handed to the flow, which knows what it means
         if is_control_flow(error):
             raise
@@ -82,10 +126,14 @@ def _perform(call: Call) -> Reply:
 
 async def _aperform(call: Call) -> Reply:
     started = time.perf_counter()
+    scope = asyncio.timeout(call.limit)
+    failed: Exception | None = None
     try:
-        value, failed = await call.arun(*call.args, **call.kwargs), None
+        async with scope:
+            value = await call.arun(*call.args, **call.kwargs)
     except Exception as error:  # handed to the flow, which knows what it means
         if is_control_flow(error):
             raise
-        value, failed = None, error
+        late = call.limit is not None and scope.expired() and isinstance(error, TimeoutError)
+        value, failed = None, TimedOut(call.limit or 0) if late else error
     return Reply(value, failed, time.perf_counter() - started)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from rfx_agent._records import Attempt
 from rfx_agent._types import Operator, Rollout, SampleRequest, Spend, ToolResult
-from rfx_agent.case import Ask, Case, Outcome
+from rfx_agent.case import Case, Outcome
 from rfx_agent.diagnosis import diagnose_case
-from rfx_agent.engine.calls import ask_model, ask_tool, examine, refused, run_tool, seed_of, set_aside
+from rfx_agent.engine.calls import ask_model, ask_tool, examine, run_tool, seed_of
 from rfx_agent.engine.drivers import Call, Flow
-from rfx_agent.escalation import apply_reply, payload
-from rfx_agent.events import Decided, Escalated, Finished
+from rfx_agent.engine.paid import refused
+from rfx_agent.engine.people import answer_human, finish, open_case
+from rfx_agent.escalation import payload
+from rfx_agent.events import Decided
 
 if TYPE_CHECKING:
     from rfx_agent.engine.recovery import Recovery
@@ -33,7 +35,7 @@ def recover(r: Recovery, case: Case) -> Flow[Case]:
             (reply,) = yield (call,)  # a person's time is not on the clock
             if reply.error is not None:
                 raise reply.error
-            return answer_human(r, case, reply.value)
+            return (yield from answer_human(r, case, reply.value))
         case = yield from remedies[case.decision.route](r, case)
 
 
@@ -47,11 +49,13 @@ def diagnose(r: Recovery, case: Case, *, human: bool) -> Flow[Case]:
         case: the step so far.
         human: whether a person can be asked.
     """
+    first = not case.decisions
     if case.rollouts or case.attempts:
+        if first and r.shared is not None:
+            r.shared.deposit(r.traffic(case))
         case = yield from examine(r, case)
     else:
-        case = yield from _draw(r, case, "retry", 1)
-    first = not case.decisions
+        case = yield from _draw(r, case, "retry", 1, normal=True)
     if first and r.extra_samples and not case.blocked and not any(x.passed for x in case.rollouts):
         case = yield from _draw(r, case, "retry", r.extra_samples)
     passed = any(x.passed for x in case.rollouts)
@@ -60,9 +64,10 @@ def diagnose(r: Recovery, case: Case, *, human: bool) -> Flow[Case]:
     case = replace(case, diagnosis=diagnosis, decisions=(*case.decisions, decision))
     r.emit(Decided(case.step.id, decision, run_id=case.run_id))
     if decision.route == "accept":
-        return _finish(r, case, _accepted(case, next(x for x in case.rollouts if x.passed)))
+        return finish(r, case, _accepted(case, next(x for x in case.rollouts if x.passed)))
     if decision.route == "escalate":
-        return _open(r, case, human=human)
+        case = yield from open_case(r, case, human=human)
+        return _paid(case) if case.ask is not None else case
     return case
 
 
@@ -121,17 +126,6 @@ def tool_verify(r: Recovery, case: Case) -> Flow[Case]:
     return _paid(case)
 
 
-def answer_human(r: Recovery, case: Case, reply: object, fits: Callable[[Outcome], None] = lambda _: None) -> Case:
-    """The case with a person's reply applied; raises ``EscalationError`` on one that does not fit.
-
-    ``fits`` raises it too, on an outcome that cannot stand where the case came from.
-    """
-    case = apply_reply(case, reply, now=r.clock())
-    assert case.outcome is not None  # noqa: S101  # apply_reply gives one or raises
-    fits(case.outcome)
-    return _finish(r, case, case.outcome)
-
-
 def _draw(
     r: Recovery,
     case: Case,
@@ -139,8 +133,10 @@ def _draw(
     wanted: int,
     temperature: float | None = None,
     prefix: str | None = None,
+    *,
+    normal: bool = False,
 ) -> Flow[Case]:
-    """Up to ``wanted`` draws from the original prompt."""
+    """Up to ``wanted`` draws from the original prompt; ``normal`` where this is the step's first."""
     heat = r.temperature if temperature is None else temperature
 
     def call(n: int) -> Call:
@@ -148,7 +144,7 @@ def _draw(
         return Call(r.sampler.sample, r.sampler.asample, (ask,))
 
     each = r.bound(case, case.step.messages, prefix or "")
-    return (yield from _taken(r, case, operator, wanted, call, heat, each, prefix or ""))
+    return (yield from _taken(r, case, operator, wanted, call, heat, each, prefix or "", normal=normal))
 
 
 def _taken(
@@ -161,6 +157,8 @@ def _taken(
     each: Spend,
     prefix: str = "",
     steerer: str = "",
+    *,
+    normal: bool = False,
 ) -> Flow[Case]:
     """Ask for as many of ``wanted`` candidates, each at most ``each``, as the budget can pay for; take in what came."""
     each += Spend(attempts=1)
@@ -169,7 +167,7 @@ def _taken(
         caps = ", ".join(refused(r, case, "sample", each))
         return case.add((), Attempt(operator, wanted, 0, note=f"the budget cannot pay for a draw: {caps}"))
     before = case.ledger.spent.tokens
-    case, rollouts, failure = yield from ask_model(r, case, call(n), operator, each, n, steerer=steerer)
+    case, rollouts, failure = yield from ask_model(r, case, call(n), operator, each, n, steerer=steerer, normal=normal)
     start = len(prefix)
     made = tuple(replace(x, operator=operator, temperature=temperature, start=x.start or start) for x in rollouts[:n])
     note = failure or (f"{len(made)} of {n} came back" if len(made) < n else "")
@@ -205,25 +203,3 @@ def _accepted(case: Case, rollout: Rollout) -> Outcome:
         sentence=case.decision.sentence,
         confirmed_by=same,
     )
-
-
-def _open(r: Recovery, case: Case, *, human: bool) -> Case:
-    """Put the case before a person, or end it where nobody can be asked. Paid for here, before the interrupt."""
-    decision, fee = case.decision, Spend(escalations=1)
-    if not human or refused(r, case, "escalate", fee):
-        why = "no escalation is left in the budget" if human else "nobody can be asked"
-        return _finish(
-            r,
-            case,
-            Outcome("unresolved", reason=decision.reason, sentence=f"{decision.sentence} Unresolved: {why}."),
-        )
-    opened, wait = r.clock(), r.escalation.deadline
-    ask = Ask(opened, None if wait is None else opened + wait, r.escalation.default)
-    case = set_aside(r, case, "escalate", fee)
-    r.emit(Escalated(case.step.id, ask.deadline, run_id=case.run_id))
-    return _paid(replace(case, ledger=case.ledger.settle(fee, fee), ask=ask))
-
-
-def _finish(r: Recovery, case: Case, outcome: Outcome) -> Case:
-    r.emit(Finished(case.step.id, outcome, run_id=case.run_id))
-    return replace(case, outcome=outcome)

@@ -6,7 +6,8 @@ by ``{"decisions": [...]}``), so that inboxes which show those can show and answ
 
 from __future__ import annotations
 
-from rfx_agent.escalation.reply import HumanReply, apply_reply
+from rfx_agent.escalation.notify import Notifier
+from rfx_agent.escalation.reply import EXPIRED, HumanReply, apply_reply
 from rfx_agent.escalation.request import ACTION, payload, proposed
 
-__all__ = ["ACTION", "HumanReply", "apply_reply", "payload", "proposed"]
+__all__ = ["ACTION", "EXPIRED", "HumanReply", "Notifier", "apply_reply", "payload", "proposed"]

@@ -14,7 +14,10 @@ from rfx_agent._types import ANSWER_KEPT
 from rfx_agent.case import Case, Outcome
 from rfx_agent.escalation.request import ACTION, proposed
 
-__all__ = ["Approve", "Edit", "HumanReply", "Reject", "Respond", "apply_reply"]
+__all__ = ["EXPIRED", "Approve", "Edit", "HumanReply", "Reject", "Respond", "apply_reply"]
+
+EXPIRED = {"type": "expired"}
+"""What a sweep says in place of a person who did not answer; no reply at all while there is still time."""
 
 
 class _Reply(BaseModel):
@@ -89,7 +92,7 @@ _REPLY: TypeAdapter[HumanReply] = TypeAdapter(HumanReply)
 
 
 def apply_reply(case: Case, reply: Any, *, now: float) -> Case:
-    """The case with a person's reply applied; None means that nobody answered.
+    """The case with a person's reply applied; None, or ``EXPIRED`` after the deadline, means that nobody answered.
 
     A reply after the deadline comes too late: the default stands, so that a case is decided once.
 
@@ -105,7 +108,7 @@ def apply_reply(case: Case, reply: Any, *, now: float) -> Case:
     if reply is None or (ask is not None and ask.deadline is not None and now > ask.deadline):
         wanted = ask is not None and ask.default == "approve" and proposed(case) is not None
         kind = "approve" if wanted else "reject"
-        why = "nobody answered" if reply is None else "the answer came after the deadline"
+        why = "nobody answered" if reply is None or reply == EXPIRED else "the answer came after the deadline"
         decided = Approve(type="approve") if kind == "approve" else Reject(type="reject", message=why)
         return _apply(case, decided, f"deadline:{kind}", f"The default applied, {kind}: {why}.")
     if isinstance(reply, Mapping) and "type" in reply:

@@ -83,5 +83,6 @@ def settled(policy: Policy, diagnosis: Diagnosis, ledger: Ledger) -> Decision | 
         sentence = f"{diagnosis.passed} passed its verifier."
         return draft(policy, diagnosis, ledger, "accept", None, "passed", sentence)
     if diagnosis.blocked:
-        return draft(policy, diagnosis, ledger, "escalate", "human", "sampler_error", diagnosis.blocked)
+        reason = diagnosis.blocked_by or "sampler_error"
+        return draft(policy, diagnosis, ledger, "escalate", "human", reason, diagnosis.blocked)
     return None

@@ -129,7 +129,7 @@ def finished(outcome: Outcome) -> Attributes:
     made: Attributes = {"rfx.outcome": outcome.status, "rfx.reason": outcome.reason, "rfx.weak": outcome.weak}
     if outcome.by is not None:
         made["rfx.by"] = outcome.by
-    if outcome.status == "unresolved":
+    if outcome.status in ("unresolved", "unasked"):
         made[ERROR_TYPE] = outcome.reason or "unresolved"
     return made
 

@@ -214,7 +214,7 @@ class Steps:
             made |= attributes.words(outcome)
         if outcome.ok:
             step.span.set_status(StatusCode.OK)
-        elif outcome.status == "unresolved":
+        elif outcome.status in ("unresolved", "unasked"):
             step.span.set_status(StatusCode.ERROR, outcome.reason)
             for span, _ in step.failed:
                 span.set_attribute(ERROR_TYPE, _CALL_FAILED)

@@ -12,7 +12,7 @@ from rfx_agent.adapters._agent.state import counted
 from rfx_agent.adapters._graph.ask import ask_person
 from rfx_agent.adapters._messages import restored
 from rfx_agent.case import Case, Outcome, decode
-from rfx_agent.engine import Recovery
+from rfx_agent.engine import Flow, Recovery, drive, drive_async
 
 __all__ = ["PersonHooks", "marked"]
 
@@ -25,6 +25,13 @@ class PersonHooks:
 
     def after_model(self, state: Mapping[str, Any], runtime: Any) -> dict[str, Any] | None:
         """Ask a person about the answer that the model call left open, and let theirs stand in its place."""
+        return drive(self._asked(state))
+
+    async def aafter_model(self, state: Mapping[str, Any], runtime: Any) -> dict[str, Any] | None:
+        """The same on the running event loop."""
+        return await drive_async(self._asked(state))
+
+    def _asked(self, state: Mapping[str, Any]) -> Flow[dict[str, Any] | None]:
         opened = state.get("rfx_open")
         if not opened:
             return None
@@ -46,7 +53,7 @@ class PersonHooks:
                         "reply with approve, or with edit and its JSON as the answer"
                     ) from error
 
-        case = ask_person(self._recovery, case, fits)
+        case = yield from ask_person(self._recovery, case, fits)
         outcome = case.outcome
         assert outcome is not None  # noqa: S101  # ask_person gives one
         if not outcome.ok and self._on_unresolved == "raise":
@@ -65,10 +72,6 @@ class PersonHooks:
         # The tool message of a structured response answers a call that the new message does not make.
         gone = [RemoveMessage(id=m.id) for m in messages[at + 1 :] if isinstance(m, ToolMessage) and m.id]
         return update | {"messages": [marked(said, marks), *gone]}
-
-    async def aafter_model(self, state: Mapping[str, Any], runtime: Any) -> dict[str, Any] | None:
-        """The same."""
-        return self.after_model(state, runtime)
 
 
 def marked(message: AIMessage, marks: Mapping[str, Any]) -> AIMessage:

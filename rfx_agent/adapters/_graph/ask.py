@@ -8,13 +8,13 @@ from langgraph.types import interrupt
 
 from rfx_agent._errors import EscalationError
 from rfx_agent.case import Case, Outcome
-from rfx_agent.engine import Recovery, answer_human
+from rfx_agent.engine import Flow, Recovery, answer_human
 from rfx_agent.escalation import payload
 
 __all__ = ["ask_person"]
 
 
-def ask_person(recovery: Recovery, case: Case, fits: Callable[[Outcome], None] = lambda _: None) -> Case:
+def ask_person(recovery: Recovery, case: Case, fits: Callable[[Outcome], None] = lambda _: None) -> Flow[Case]:
     """The case with a person's answer applied. On resume a node runs again from its top: spend nothing before this.
 
     Args:
@@ -25,7 +25,7 @@ def ask_person(recovery: Recovery, case: Case, fits: Callable[[Outcome], None] =
     reply = interrupt(payload(case))
     while True:
         try:
-            return answer_human(recovery, case, reply, fits)
+            return (yield from answer_human(recovery, case, reply, fits))
         except EscalationError as error:
             # A thread keeps the reply it was resumed with, so one that does not fit is asked for again.
             reply = interrupt(payload(case, error=str(error)))

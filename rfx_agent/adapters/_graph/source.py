@@ -14,7 +14,7 @@ from rfx_agent._errors import ConfigError
 from rfx_agent.engine import Recovery
 from rfx_agent.events import Event, as_record
 
-__all__ = ["Given", "Source", "streamed"]
+__all__ = ["Given", "Source", "streamed", "task_id"]
 
 Given: TypeAlias = Recovery | Callable[[Any], Recovery]
 """A ``Recovery``, or a function that makes one of a run's context (None where the run has none)."""
@@ -80,6 +80,15 @@ def streamed(recovery: Recovery) -> Recovery:
                 hook(event)
 
     return replace(recovery, on_event=tell)
+
+
+def task_id() -> str:
+    """The id of LangGraph's task that this is called in, or "" outside of one."""
+    try:
+        info = get_runtime().execution_info
+    except (RuntimeError, KeyError, AttributeError):
+        return ""
+    return "" if info is None else info.task_id
 
 
 # A node may be called on its own, outside a graph, as tests do; then there is no stream and no context.
