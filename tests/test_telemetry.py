@@ -219,6 +219,12 @@ def test_reservations_are_told_and_refusals_counted() -> None:
     assert seen.counts("rfx.budget.refusals", "rfx.cap", "rfx.purpose")["attempts", "sample"] >= 1
 
 
+def test_a_tenant_is_no_label() -> None:
+    seen = Seen()
+    seen.hook(Reserved("s", "sample", Spend(tokens=9), ("tenant=acme corp usd/3600s", "global in flight"), run_id="r"))
+    assert seen.counts("rfx.budget.refusals", "rfx.cap") == {("tenant",): 1, ("global in flight",): 1}
+
+
 def test_metrics_have_the_conventions_names_and_buckets_and_no_ids() -> None:
     seen = Seen(system="openai")
     recovery = SCENARIOS["tool"].recovery(on_event=seen.hook)
@@ -233,6 +239,7 @@ def test_metrics_have_the_conventions_names_and_buckets_and_no_ids() -> None:
     assert calls.explicit_bounds == pytest.approx([0.01 * 2**n for n in range(14)])
     assert seen.points("gen_ai.client.token.usage")[0].explicit_bounds == tuple(4**n for n in range(14))
     assert seen.counts("rfx.step.tokens", "rfx.outcome") == {("rescued",): 24, ("accepted",): 0}
+    assert seen.counts("rfx.requests", "rfx.request") == {("asked",): 2, ("made",): 2}
     assert {p.count for p in seen.points("rfx.step.duration")} == {1}
     assert [dict(p.attributes) for p in seen.points("gen_ai.execute_tool.duration")] == [
         {"gen_ai.tool.name": "scripted"}

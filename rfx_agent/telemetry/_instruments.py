@@ -23,7 +23,8 @@ _SECONDS = [0.01 * 2**n for n in range(14)]
 
 
 class Instruments:
-    """Counters ``rfx.steps``, ``rfx.attempts``, ``rfx.escalations`` and ``rfx.budget.refusals``, and histograms.
+    """Counters ``rfx.steps``, ``rfx.attempts``, ``rfx.escalations``, ``rfx.budget.refusals`` and ``rfx.requests``, and
+    histograms. Of requests, ``made`` over ``asked`` is the amplification.
 
     Args:
         provider: of the meter; the global one if None.
@@ -39,6 +40,7 @@ class Instruments:
         self._attempts = meter.create_counter("rfx.attempts", "{attempt}", "Candidate answers, by what came of them.")
         self._escalations = meter.create_counter("rfx.escalations", "{case}", "Cases put before a person.")
         self._refusals = meter.create_counter("rfx.budget.refusals", "{refusal}", "Actions that a cap forbade.")
+        self._requests = meter.create_counter("rfx.requests", "{request}", "Model requests, asked for and made.")
         self._step_seconds = meter.create_histogram(
             "rfx.step.duration",
             "s",
@@ -102,7 +104,8 @@ class Instruments:
     def reserved(self, event: Reserved) -> None:
         """The caps that refused an action."""
         for cap in event.refused:
-            self._refusals.add(1, {"rfx.cap": cap, "rfx.purpose": event.purpose})
+            # Of a shared account its scope, without the key: a label for each tenant would have no end.
+            self._refusals.add(1, {"rfx.cap": cap.split("=")[0], "rfx.purpose": event.purpose})
 
     def escalated(self) -> None:
         """A case before a person."""
@@ -116,6 +119,8 @@ class Instruments:
         self._step_tokens.record(spent.tokens, how)
 
     def _call(self, labels: Attributes, usage: Usage, seconds: float, *, failed: bool) -> None:
+        self._requests.add(1, {"rfx.request": "asked"})
+        self._requests.add(usage.calls, {"rfx.request": "made"})
         if not self._model_calls:
             return
         self._call_seconds.record(seconds, {**labels, ERROR_TYPE: "call_failed"} if failed else labels)
