@@ -222,7 +222,8 @@ def test_reservations_are_told_and_refusals_counted() -> None:
 def test_a_tenant_is_no_label() -> None:
     seen = Seen()
     seen.hook(Reserved("s", "sample", Spend(tokens=9), ("tenant=acme corp usd/3600s", "global in flight"), run_id="r"))
-    assert seen.counts("rfx.budget.refusals", "rfx.cap") == {("tenant",): 1, ("global in flight",): 1}
+    refusals = seen.counts("rfx.budget.refusals", "rfx.cap", "rfx.purpose")
+    assert refusals == {("tenant", "sample"): 1, ("global in flight", "sample"): 1}
 
 
 def test_metrics_have_the_conventions_names_and_buckets_and_no_ids() -> None:
