@@ -13,7 +13,7 @@ LAYERS = (
     ("_closing", "_extras", "_types"),
     ("_records", "limits", "numerics"),
     ("features", "budgets", "calibration", "ports"),
-    ("case", "routing", "shared"),
+    ("case", "prices", "routing", "shared"),
     ("diagnosis", "escalation", "events", "policies"),
     ("engine", "telemetry", "testing", "tools", "verifiers"),
     ("adapters", "backends", "stores"),

@@ -189,6 +189,12 @@ class Clients:
         """Whether only a sync client was given, so that the async side needs a thread."""
         return not self._own and self._async_client is None
 
+    @property
+    def max_retries(self) -> int:
+        """Transport retries of one request: of clients given, those that they have now."""
+        given = [] if self._own else [one for one in (self._client, self._async_client) if one is not None]
+        return max((int(getattr(one, "max_retries", self._max_retries)) for one in given), default=self._max_retries)
+
     def sync(self) -> openai.OpenAI:
         """The client of the sync side, for any number of threads."""
         with self._lock:

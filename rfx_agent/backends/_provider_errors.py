@@ -59,7 +59,7 @@ _KINDS: dict[str, _Kind] = {
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 # A quota that is used up is a 429 that no waiting mends.
 _PERMANENT_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-# No connection was made: nothing reached the server.
+# No connection was made: this request did not reach the server.
 _UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL"})
 _KEY_HEADERS = ("authorization", "api-key", "x-api-key")
 _KEY = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]{4,}|\bsk-[\w-]{8,}")
@@ -71,7 +71,7 @@ def map_error(error: BaseException) -> SamplerError:
 
     The message carries the provider's own, shortened and without keys; a key that the provider echoed is also
     taken out of ``error``, which a traceback would print. ``calls`` counts requests with their transport
-    retries, and is 0 when the last of them could not connect.
+    retries. The last is left out where it could not connect; of those before it nobody can tell, and they count.
     """
     if isinstance(error, SamplerError):
         return error
@@ -135,7 +135,9 @@ def _scrub(error: BaseException, secrets: tuple[str, ...]) -> None:
 def _calls(error: BaseException) -> int:
     """Requests that left: the SDK writes the number of the attempt into each request's headers."""
     request = _request(error)
-    if request is None or type(error.__cause__).__name__ in _UNSENT or type(error).__name__ in _UNSENT:
+    if request is None:
         return 0
     count = (getattr(request, "headers", None) or {}).get("x-stainless-retry-count", "0")
-    return int(count) + 1 if str(count).isdigit() else 1
+    before = int(count) if str(count).isdigit() else 0
+    unsent = type(error.__cause__).__name__ in _UNSENT or type(error).__name__ in _UNSENT
+    return before if unsent else before + 1

@@ -55,7 +55,9 @@ class OpenAISampler(AsyncClosing):
             only.
         top_logprobs: alternatives asked per token, 0 to 100 (OpenAI's limit is 20), or None to ask for none.
         timeout: seconds that the server may stay silent, per attempt.
-        max_retries: transport retries of the SDK after a transient failure; each counts in ``Usage.calls``.
+        max_retries: transport retries of the SDK after a transient failure; each counts in ``Usage.calls``. The SDK
+            waits before each as the server's ``Retry-After`` says, up to 120 s, and else 0.5 to 8 s; where the
+            server wants more than 120 s it does not retry.
         max_n: most choices asked in one request, or None for no limit; more go out as concurrent requests.
         continues_prefix: whether the server continues a trailing assistant message.
         prefix_body: extra fields of the body when it is asked to; vLLM needs
@@ -124,6 +126,17 @@ class OpenAISampler(AsyncClosing):
 
     def __repr__(self) -> str:
         return f"OpenAISampler({self.model!r}, name={self.name!r})"  # never the key, nor a URL that may hold one
+
+    @property
+    def max_calls(self) -> int:
+        """The most HTTP requests that one draw can cause: it is asked for, and where the server returned fewer
+        choices once more, each time with every transport retry. ``n`` draws cause at most ``n`` times as many.
+
+        Not in it, and counted in ``Usage.calls`` all the same: requests that the server refuses for one of the five
+        parameters that are then left out, of which each request under way meets each at most once in the sampler's
+        life (a refusal with a status from 500 on is retried first); and redirects, which no one counts.
+        """
+        return 2 * (1 + self._clients.max_retries)
 
     def sample(self, request: SampleRequest) -> SampleResult:
         """Draw ``request.n`` completions; blocks.
