@@ -61,6 +61,7 @@ class Verifier(Protocol):
         name: what it is, for records and messages.
         needs_peers: true when a verdict depends on the other rollouts (agreement); then failed rollouts are
             judged again when more samples arrive.
+        instant: optional, false when absent: whether a verdict cannot hang, so that nobody need watch over it.
         bound: optional method ``(step, rollout) -> Usage``: the most that one verdict can cost in model calls,
             reserved before it is asked for. Without it a verdict is free of them.
 

@@ -79,6 +79,7 @@ class ScriptedVerifier:
 
     name = "scripted"
     needs_peers = False
+    instant = True
 
     def __init__(self, passes: Sequence[str] | Callable[[str], bool], *, weak: bool = False) -> None:
         self._passes = passes if callable(passes) else set(passes).__contains__

@@ -28,6 +28,8 @@ def freed() -> Iterator[threading.Event]:
 class HangingVerifier(ScriptedVerifier):
     """Never answers about one text."""
 
+    instant = False
+
     def __init__(self, texts: list[str], hangs: str, freed: threading.Event) -> None:
         super().__init__(texts)
         self._hangs, self._freed = hangs, freed

@@ -7,13 +7,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any
 
 __all__ = ["TimedOut", "within"]
 
-_Job: TypeAlias = tuple[Future[Any], Callable[[], Any]]
 _idle: deque[_Worker]
 
 
@@ -30,19 +28,39 @@ def within(limit: float, run: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     Raises:
         TimedOut: it did not end within ``limit`` seconds. It goes on where it is; what it gives is dropped.
     """
-    future: Future[Any] = Future()
-    context = contextvars.copy_context()
+    job = _Job(contextvars.copy_context(), run, args, kwargs)
     try:
         worker = _idle.pop()
     except IndexError:
         worker = _Worker()
         worker.start()
-    worker.jobs.put((future, lambda: context.run(run, *args, **kwargs)))
-    done = threading.Event()
-    future.add_done_callback(lambda _: done.set())
-    if not done.wait(limit):
+    worker.jobs.put(job)
+    if not job.done.acquire(timeout=limit):
         raise TimedOut(limit)
-    return future.result()
+    if job.error is not None:
+        raise job.error
+    return job.value
+
+
+class _Job:
+    """One call, and what came of it. A bare lock tells when: every step that passes waits for one of these."""
+
+    def __init__(
+        self, context: contextvars.Context, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._call = context, run, args, kwargs
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def perform(self) -> None:
+        context, run, args, kwargs = self._call
+        try:
+            self.value = context.run(run, *args, **kwargs)
+        except BaseException as error:  # noqa: BLE001  # raised again where the caller waits
+            self.error = error
+        self.done.release()
 
 
 class _Worker(threading.Thread):
@@ -54,12 +72,9 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         while True:
-            future, job = self.jobs.get()
-            try:
-                future.set_result(job())
-            except BaseException as error:  # noqa: BLE001  # raised again where the caller waits
-                future.set_exception(error)
-            del future, job  # or the last job's arguments would live as long as the thread waits
+            job = self.jobs.get()
+            job.perform()
+            del job  # or the last call's arguments would live as long as the thread waits
             _idle.append(self)
 
 

@@ -48,6 +48,7 @@ class AgreementVerifier(PureVerifier):
         self.min_draws = min_draws
         self.name = name
         self.needs_peers = True
+        self.instant = True
         self._extract = extract if extract is not None else extract_answer
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:

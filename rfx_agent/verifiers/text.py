@@ -49,6 +49,7 @@ class ExactVerifier(PureVerifier):
         self.answer = answer
         self.name = name
         self.needs_peers = False
+        self.instant = True
         self._extract = extract if extract is not None else extract_answer
         self._whole = whole
         self._casefold = casefold
@@ -125,6 +126,7 @@ class RegexVerifier(ThreadedVerifier):
         self.pattern = compiled
         self.name = name
         self.needs_peers = False
+        self.instant = True
         self._group = group
         self._full = full
         self._seconds = seconds

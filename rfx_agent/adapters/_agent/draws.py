@@ -198,6 +198,7 @@ class Judge:
 
     def __init__(self, verifier: Verifier, draws: Draws, like: Any, schema: Any) -> None:
         self.name, self.needs_peers = verifier.name, verifier.needs_peers
+        self.instant = getattr(verifier, "instant", False)
         self._verifier, self._draws, self._like, self._schema = verifier, draws, like, schema
         if (bound := getattr(verifier, "bound", None)) is not None:
             self.bound = bound

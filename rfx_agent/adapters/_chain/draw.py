@@ -59,6 +59,7 @@ class Guard:
 
     def __init__(self, verifier: Verifier, draws: Mapping[str, Draw[Any]]) -> None:
         self.name, self.needs_peers = verifier.name, verifier.needs_peers
+        self.instant = getattr(verifier, "instant", False)
         if (bound := getattr(verifier, "bound", None)) is not None:
             self.bound = bound
         self._verifier, self._draws = verifier, draws
