@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rfx_agent.adapters.node import add_recovery, recoverable
     from rfx_agent.adapters.overdue import aclose_overdue, close_overdue
     from rfx_agent.adapters.wrap import with_recovery
+    from rfx_agent.backends.breaker import CircuitBreaker
     from rfx_agent.backends.local import LocalSampler
     from rfx_agent.backends.openai import OpenAISampler
     from rfx_agent.backends.prefix import PrefixSteerer
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
         TransformersSteerer,
     )
     from rfx_agent.backends.vllm import VLLMScorer, vllm_sampler
+    from rfx_agent.escalation.webhook import Webhook
+    from rfx_agent.prices import price_of
+    from rfx_agent.stores import MemoryStore, SQLStore
     from rfx_agent.tools import LangChainTool, ProgramTool
     from rfx_agent.verifiers import (
         AgreementVerifier,
@@ -76,6 +80,7 @@ __all__ = [
     "Case",
     "CausalModel",
     "ChatModelSampler",
+    "CircuitBreaker",
     "CircuitOpen",
     "ConfigError",
     "Decision",
@@ -95,6 +100,7 @@ __all__ = [
     "Ledger",
     "LocalSampler",
     "MathVerifier",
+    "MemoryStore",
     "OpenAISampler",
     "Outcome",
     "PrefixSteerer",
@@ -109,6 +115,7 @@ __all__ = [
     "RfxError",
     "Rollout",
     "RoutingRule",
+    "SQLStore",
     "SampleRequest",
     "SampleResult",
     "SamplerError",
@@ -129,6 +136,7 @@ __all__ = [
     "VLLMScorer",
     "Verdict",
     "VerifierError",
+    "Webhook",
     "WeightsCorrupt",
     "WeightsError",
     "Window",
@@ -137,6 +145,7 @@ __all__ = [
     "add_recovery",
     "close_overdue",
     "outcome_of",
+    "price_of",
     "recoverable",
     "recovery_graph",
     "route",
@@ -147,6 +156,7 @@ __all__ = [
 
 _LAZY = {
     "AgreementVerifier": "verifiers",
+    "CircuitBreaker": "backends.breaker",
     "CausalModel": "backends.transformers",
     "ChatModelSampler": "adapters.langchain",
     "ExactVerifier": "verifiers",
@@ -156,20 +166,24 @@ _LAZY = {
     "LangChainTool": "tools",
     "LocalSampler": "backends.local",
     "MathVerifier": "verifiers",
+    "MemoryStore": "stores",
     "OpenAISampler": "backends.openai",
     "PrefixSteerer": "backends.prefix",
     "ProgramTool": "tools",
     "PydanticVerifier": "verifiers",
     "RecoverabilityMiddleware": "adapters.middleware",
     "RegexVerifier": "verifiers",
+    "SQLStore": "stores",
     "TransformersSampler": "backends.transformers",
     "TransformersScorer": "backends.transformers",
     "TransformersSteerer": "backends.transformers",
     "VLLMScorer": "backends.vllm",
+    "Webhook": "escalation.webhook",
     "aclose_overdue": "adapters.overdue",
     "add_recovery": "adapters.node",
     "close_overdue": "adapters.overdue",
     "outcome_of": "adapters.langgraph",
+    "price_of": "prices",
     "recoverable": "adapters.node",
     "recovery_graph": "adapters.langgraph",
     "step_input": "adapters.langgraph",

@@ -6,11 +6,14 @@ import asyncio
 import importlib
 import itertools
 import json
+import random
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from typing import Any
 
 import openai
@@ -22,6 +25,7 @@ from rfx_agent._errors import ConfigError, SamplerError, SamplerTimeout
 from rfx_agent._types import SampleRequest, Usage
 from rfx_agent.backends import _provider_errors
 from rfx_agent.backends.openai import OpenAISampler
+from rfx_agent.backends.vllm import vllm_sampler
 
 KEY = "sk-test-0123456789abcdef"
 both = pytest.mark.parametrize("how", ["sync", "async"])
@@ -432,6 +436,187 @@ def test_transport_retries_are_calls(serve: Any, how: str) -> None:
 
     server, sampler = serve(reply, max_retries=2)
     assert ask(sampler, SampleRequest(PROMPT), how).usage.calls == len(server.bodies) == 3
+
+
+# --- transport retries
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the SDK means to wait before each retry; it does not."""
+    from openai._base_client import BaseClient
+
+    seconds: list[float] = []
+    meant = BaseClient._calculate_retry_timeout
+
+    def told(self: Any, *args: Any, **kwargs: Any) -> float:
+        seconds.append(meant(self, *args, **kwargs))
+        return 0.0
+
+    monkeypatch.setattr(BaseClient, "_calculate_retry_timeout", told)
+    return seconds
+
+
+def _date(seconds: float) -> str:
+    return formatdate(time.time() + seconds, usegmt=True)
+
+
+@both
+@pytest.mark.parametrize(
+    ("headers", "least", "most"),
+    [
+        ({"retry-after-ms": "250"}, 0.25, 0.25),
+        ({"retry-after": "3"}, 3, 3),
+        ({"retry-after": "1.5"}, 1.5, 1.5),
+        ({"retry-after": "7", "retry-after-ms": "20"}, 0.02, 0.02),
+        ({"retry-after": "120"}, 120, 120),
+        ({"retry-after": _date(90)}, 30, 90),
+        # What is no time to come is as if it were not there: 0.5 s, less up to a quarter.
+        ({"retry-after": "0"}, 0.375, 0.5),
+        ({"retry-after": "-5"}, 0.375, 0.5),
+        ({"retry-after-ms": "-5"}, 0.375, 0.5),
+        ({"retry-after": "soon"}, 0.375, 0.5),
+        ({"retry-after": "nan"}, 0.375, 0.5),
+        ({"retry-after": _date(-90)}, 0.375, 0.5),
+        ({}, 0.375, 0.5),
+    ],
+)
+def test_retry_after_is_waited_for_and_each_try_is_a_call(
+    serve: Any, waits: list[float], how: str, headers: dict[str, str], least: float, most: float
+) -> None:
+    slow = Answer(429, {"error": {"message": "slow down"}}, headers)
+    server, sampler = serve(lambda body, i: honest(body, i) if i else slow, max_retries=2)
+    result = ask(sampler, SampleRequest(PROMPT), how)
+    assert result.usage.calls == len(server.bodies) == 2
+    assert len(waits) == 1
+    assert least <= waits[0] <= most
+
+
+@both
+@pytest.mark.parametrize("value", ["121", "3600", "1e999", _date(600)])
+def test_a_server_that_wants_too_long_a_wait_is_not_asked_again(
+    serve: Any, waits: list[float], how: str, value: str
+) -> None:
+    slow = Answer(429, {"error": {"message": "slow down"}}, {"retry-after": value})
+    server, sampler = serve(lambda *_: slow, max_retries=2)
+    with pytest.raises(SamplerError, match="RateLimitError") as caught:
+        ask(sampler, SampleRequest(PROMPT), how)
+    assert (caught.value.calls, len(server.bodies), waits) == (1, 1, [])
+    assert (caught.value.status, caught.value.transient) == (429, True)
+
+
+def _lost(body: dict[str, Any], i: int) -> Answer:
+    raise ConnectionAbortedError  # the server closes the connection without a word
+
+
+def _fault(status: int) -> Callable[[dict[str, Any], int], Answer]:
+    return lambda body, i: Answer(status, {"error": {"message": "no"}})
+
+
+_FAULTS = {
+    "lost": _lost,
+    "cut": lambda body, i: Answer(body=completion(choice("red")), cut=40),
+    "silent": lambda body, i: Answer(body=completion(choice("late")), delay=0.6),
+    **{str(status): _fault(status) for status in (408, 409, 429, 500, 502, 503, 504, 529)},
+}
+
+
+@both
+@pytest.mark.parametrize("fault", _FAULTS)
+def test_a_fault_that_passes_is_retried_and_counted(serve: Any, waits: list[float], how: str, fault: str) -> None:
+    faults, patience = (1, 0.3) if fault == "silent" else (2, 30)
+    server, sampler = serve(
+        lambda body, i: honest(body, i) if i >= faults else _FAULTS[fault](body, i), max_retries=2, timeout=patience
+    )
+    result = ask(sampler, SampleRequest(PROMPT), how)
+    assert result.rollouts[0].text == "red green 0"
+    assert result.usage.calls == len(server.bodies) > faults
+
+
+@both
+@pytest.mark.parametrize("fault", _FAULTS)
+def test_a_fault_that_stays_is_a_transient_error(serve: Any, waits: list[float], how: str, fault: str) -> None:
+    patience = 0.3 if fault == "silent" else 30
+    server, sampler = serve(lambda body, i: _FAULTS[fault](body, i), max_retries=1, timeout=patience)
+    with pytest.raises(SamplerError) as caught:
+        ask(sampler, SampleRequest(PROMPT), how)
+    assert isinstance(caught.value, SamplerTimeout) == (fault == "silent")
+    assert caught.value.transient
+    assert caught.value.status == (int(fault) if fault.isdigit() else None)
+    assert caught.value.calls == len(server.bodies) == 2
+    assert isinstance(caught.value.__cause__, openai.APIError)
+
+
+@both
+@pytest.mark.parametrize("retries", [0, 2])
+def test_requests_before_one_that_could_not_connect_are_counted(waits: list[float], how: str, retries: int) -> None:
+    """The SDK says only how the last one ended: a server that died between two tries was asked all the same."""
+    sampler = OpenAISampler("m", base_url=f"http://127.0.0.1:{unused_port()}/v1", max_retries=retries)
+    with pytest.raises(SamplerError, match="ConnectError") as caught:
+        ask(sampler, SampleRequest(PROMPT), how)
+    assert caught.value.calls == retries
+    assert caught.value.transient
+
+
+def test_the_most_calls_of_a_draw_are_its_retries_twice(serve: Any) -> None:
+    server, sampler = serve(honest)
+    assert sampler.max_calls == 2
+    assert OpenAISampler("m", base_url=server.base_url).max_calls == 6
+    assert vllm_sampler("m", base_url=server.base_url, max_retries=4).max_calls == 10
+    client = openai.OpenAI(base_url=server.base_url, api_key=KEY, max_retries=3)
+    other = openai.AsyncOpenAI(base_url=server.base_url, api_key=KEY, max_retries=1)
+    assert OpenAISampler("m", client=client, max_retries=0).max_calls == 8
+    assert OpenAISampler("m", client=client, async_client=other).max_calls == 8
+    assert OpenAISampler("m", async_client=other).max_calls == 4
+    client.max_retries = 0
+    assert OpenAISampler("m", client=client).max_calls == 2
+    client.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_draws_take_more_calls_than_that(serve: Any, waits: list[float], seed: int) -> None:
+    """Whatever mix of faults, shortfalls and ``n`` ignored: the bound holds, and ``calls`` is what the server saw."""
+    for n, max_n, how in itertools.product([1, 3], [None, 1, 2], ["sync", "async"]):
+        rng = random.Random(f"{seed} {n} {max_n}")  # noqa: S311  # a test's dice
+        lock = threading.Lock()
+
+        def reply(body: dict[str, Any], i: int, rng: Any = rng, lock: Any = lock) -> Answer:
+            with lock:
+                what = rng.choice(["honest", "single", "none", "lost", "cut", "503", "503", "429"])
+            made = {"honest": honest, "single": singles, "none": lambda *_: Answer(body=completion())} | _FAULTS
+            return made[what](body, i)
+
+        server, sampler = serve(reply, max_retries=1, max_n=max_n)
+        try:
+            calls = ask(sampler, SampleRequest(PROMPT, n=n), how).usage.calls
+        except SamplerError as error:
+            calls = error.calls
+        assert calls == len(server.bodies) <= n * sampler.max_calls == 4 * n
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_refused_parameters_come_on_top_once(serve: Any, n: int) -> None:
+    """The worst server: it refuses every parameter in its turn, and gives nothing when it is asked right."""
+    messages = {
+        "n": "'n' must be 1",
+        "logprobs": "no logprobs",
+        "seed": "unknown parameter: seed",
+        "temperature": "unsupported: temperature",
+        "max_tokens": "unsupported: max_tokens",
+    }
+
+    def reply(body: dict[str, Any], i: int) -> Answer:
+        for name, message in messages.items():
+            if name in body:
+                return Answer(400, {"error": {"message": message}})
+        return Answer(body=completion())
+
+    server, sampler = serve(reply)
+    for refusals in (1 + 4 * n if n > 1 else 4, 0):
+        server.bodies.clear()
+        with pytest.raises(SamplerError, match="no choice, twice") as caught:
+            sampler.sample(SampleRequest(PROMPT, n=n, seed=1))
+        assert caught.value.calls == len(server.bodies) == n * sampler.max_calls + refusals
 
 
 # --- errors
