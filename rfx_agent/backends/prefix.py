@@ -64,6 +64,9 @@ class PrefixSteerer:
             raise ConfigError(f"window_tokens is {window_tokens!r}; give 1 or more")
         self.name = name or f"{sampler.name} steered by prefix"
         self.operators: tuple[str, ...] = ("local_temp",) if ancestor is None else ("local_temp", "sparse_steer")
+        # One decode asks at most twice: for the token at the junction, and for the rest.
+        asked = [getattr(x, "max_calls", 1) for x in (sampler, ancestor) if x is not None]
+        self.max_calls = 2 * max(asked)
         self._sampler = sampler
         self._ancestor = ancestor
         self._lifted = float(lifted_temperature)
