@@ -6,6 +6,8 @@ What only the deployment's operator decides comes from the environment:
                               embedded model
     RFX_BASE_URLS             further servers that assistants may name, with commas between
     RFX_API_KEY               the key; RFX_API_KEY_<NAME> are further ones that assistants may name, never see
+    RFX_STORE                 URL of a shared budget's store: runs that are killed pay for nothing twice
+    RFX_TOKENS_PER_HOUR       with it, tokens that recovery may spend per hour, all assistants together
     RFX_SEED, RFX_MAX_TOKENS  defaults of the settings of that name
 
 A server that is not listed is refused: what an assistant configures, any of its users may have written.
@@ -35,6 +37,9 @@ from rfx_agent import (
     Recovery,
     RegexVerifier,
     RetryBudget,
+    SharedBudget,
+    SQLStore,
+    Window,
 )
 from rfx_agent.policies import Policy
 from rfx_agent.ports import Sampler, Verifier
@@ -159,6 +164,7 @@ def _built(settings: Settings) -> Recovery:
         tool=ProgramTool() if settings.tool else None,
         policy=_policy(settings),
         budget=RetryBudget.of({cap: getattr(settings, cap) for cap in caps}),
+        shared=_shared(),
         extra_samples=settings.extra_samples,
         resample_draws=settings.resample_draws,
         temperature=settings.temperature,
@@ -186,6 +192,15 @@ def _server(settings: Settings) -> tuple[str | None, str | None, str]:
             "too, or leave both empty for the embedded model"
         )
     return url, settings.model or model, settings.api_key_env
+
+
+@cache
+def _shared() -> SharedBudget | None:
+    url, most = os.environ.get("RFX_STORE"), _integer("RFX_TOKENS_PER_HOUR", None)
+    if url is None and most is not None:
+        raise ConfigError("environment: RFX_TOKENS_PER_HOUR is set and RFX_STORE is not; give the store's URL too")
+    limits = () if most is None else (Window("global", "tokens", most, "hour"),)
+    return None if url is None else SharedBudget(store=SQLStore(url), limits=limits)
 
 
 def _same(url: str) -> str:

@@ -24,6 +24,7 @@ from rfx_agent import (
     RegexVerifier,
     Step,
 )
+from rfx_agent._types import Spend
 
 ROOT = Path(__file__).parent.parent
 SERVER = "http://127.0.0.1:8000/v1"
@@ -35,7 +36,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT))
 
     def load(module: str = "settings", **environment: str) -> Any:
-        for name in ("BASE_URL", "BASE_URLS", "MODEL", "API_KEY", "SEED", "MAX_TOKENS"):
+        for name in ("BASE_URL", "BASE_URLS", "MODEL", "API_KEY", "SEED", "MAX_TOKENS", "STORE", "TOKENS_PER_HOUR"):
             monkeypatch.delenv(f"RFX_{name}", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -107,6 +108,16 @@ def test_the_environment_gives_the_defaults(fresh: Any) -> None:
 def test_an_environment_that_cannot_work_is_refused(fresh: Any, environment: dict[str, str], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         fresh(**environment)
+
+
+def test_a_store_in_the_environment_is_shared_by_all_assistants(fresh: Any, tmp_path: Path) -> None:
+    s = fresh(RFX_STORE=f"sqlite:///{tmp_path}/budgets.db", RFX_TOKENS_PER_HOUR="50000")
+    made = s.recovery_of(None)
+    assert s.recovery_of(s.Settings(temperature=1.0)).shared is made.shared
+    (account,) = made.shared.claims(Spend(tokens=1))
+    assert (account.account, account.most) == ("global tokens/3600s", 50_000)
+    with pytest.raises(ConfigError, match="RFX_STORE is not"):
+        fresh(RFX_TOKENS_PER_HOUR="1").recovery_of(None)
 
 
 def test_half_a_server_is_refused(fresh: Any) -> None:
