@@ -19,8 +19,22 @@ from pydantic import BaseModel
 from scenarios import EVERY, STEP
 from typing_extensions import TypedDict
 
-from rfx_agent import ConfigError, Recovery, RetryBudget, SamplerError, Unresolved
+from rfx_agent import (
+    ConfigError,
+    Decision,
+    DefaultPolicy,
+    Diagnosis,
+    Ledger,
+    Ratio,
+    Recovery,
+    RetryBudget,
+    SamplerError,
+    SharedBudget,
+    Unresolved,
+)
 from rfx_agent.adapters.node import add_recovery, recoverable
+from rfx_agent.case import encode
+from rfx_agent.stores import MemoryStore
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 INVOKES: dict[str, Callable[..., Any]] = {
@@ -382,6 +396,74 @@ class TestRecoverable:
             "rfx.decided",
             "rfx.finished",
         ]
+
+
+class TestPassing:
+    """A step that passes at once: what is spared, and what is told all the same."""
+
+    @both
+    def test_a_hook_is_told_the_same_whether_anybody_reads_the_stream(self, invoke: Callable[..., Any]) -> None:
+        told: list[Any] = []
+        recovery = deployment(on_event=told.append)
+        graph = chain(Typed, recoverable(lambda state: {"answer": "42"}, recovery=recovery, **KEYS)).compile()
+        invoke(graph, {"question": QUESTION})
+        unread = [type(event).__name__ for event in told]
+        streamed = invoke(graph, {"question": QUESTION}, stream_mode=["custom"])
+        assert unread == ["Judged", "Decided", "Finished"]
+        assert [type(event).__name__ for event in told[3:]] == unread
+        assert [len({e.run_id for e in told[i : i + 3]}) for i in (0, 3)] == [1, 1]
+        assert told[0].run_id not in ("", told[3].run_id)
+        assert [event["type"] for _, event in streamed] == ["rfx.judged", "rfx.decided", "rfx.finished"]
+
+    @both
+    def test_without_a_hook_the_stream_is_told(self, invoke: Callable[..., Any]) -> None:
+        verifier = ScriptedVerifier(["42"])
+        node = recoverable(lambda state: {"answer": "42"}, recovery=deployment(verifier=verifier), **KEYS)
+        graph = chain(Typed, node).compile()
+        streamed = invoke(graph, {"question": QUESTION}, stream_mode=["custom"])
+        assert [event["type"] for _, event in streamed] == ["rfx.judged", "rfx.decided", "rfx.finished"]
+        assert verifier.judged == ["42"]
+
+    @both
+    def test_the_outcome_is_the_engines(self, invoke: Callable[..., Any]) -> None:
+        node = recoverable(lambda state: {"answer": "42"}, recovery=deployment(), outcome="outcome", **KEYS)
+        outcome = deployment().run(QUESTION, "42").outcome
+        assert invoke(chain(Typed, node).compile(), {"question": QUESTION})["outcome"] == encode(outcome)
+
+    @both
+    @pytest.mark.parametrize("answers", [["42"], ["40", "41", "42", "43"]])
+    def test_nothing_is_judged_twice(self, invoke: Callable[..., Any], answers: list[str]) -> None:
+        verifier, work = ScriptedVerifier(["42"]), Solver(*answers)
+        node = recoverable(lambda state: {"answer": work()}, recovery=deployment(verifier=verifier), **KEYS)
+        assert invoke(chain(Typed, node).compile(), {"question": QUESTION})["answer"] == "42"
+        assert verifier.judged == answers
+
+    @both
+    def test_somebody_elses_policy_has_its_say(self, invoke: Callable[..., Any]) -> None:
+        seen: list[bool] = []
+
+        class Own:
+            version = "own/1"
+
+            def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
+                seen.append(diagnosis.passed is not None)
+                return DefaultPolicy().decide(diagnosis, ledger)
+
+        node = recoverable(lambda state: {"answer": "42"}, recovery=deployment(policy=Own()), **KEYS)
+        invoke(chain(Typed, node).compile(), {"question": QUESTION})
+        assert seen == [True]
+
+    @both
+    def test_it_counts_as_traffic_of_a_shared_budget(self, invoke: Callable[..., Any]) -> None:
+        store = MemoryStore()
+        shared = SharedBudget(store=store, limits=(Ratio("global", "attempts", share=0.5, floor=0),))
+        recovery = deployment(shared=shared, extra_samples=1)
+        passes = recoverable(lambda state: {"answer": "42"}, recovery=recovery, **KEYS)
+        for _ in range(2):
+            invoke(chain(Typed, passes).compile(), {"question": QUESTION})
+        work = Solver("41", "42")
+        fails = recoverable(lambda state: {"answer": work()}, recovery=recovery, **KEYS)
+        assert invoke(chain(Typed, fails).compile(), {"question": QUESTION})["answer"] == "42"
 
 
 FAILING: Any = {"budget": RetryBudget(samples=3)}

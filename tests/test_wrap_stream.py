@@ -17,8 +17,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
-from rfx_agent import FunctionVerifier, Unresolved, with_recovery
+from rfx_agent import FunctionVerifier, SharedBudget, Unresolved, Usage, Window, with_recovery
 from rfx_agent.adapters.wrap import RETRACT, Retracted
+from rfx_agent.stores import MemoryStore
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 IS_42 = ScriptedVerifier(["it is 42"])
@@ -446,3 +447,23 @@ def _solved(wrapper: Any) -> Any:
         return {"answer": "".join([chunk async for chunk in wrapper.astream("q")])}
 
     return solve
+
+
+@both
+@pytest.mark.parametrize(("text", "gone"), [("it is 42", False), ("it is 41", True)])
+def test_a_verdict_out_of_a_shared_budget_is_waited_for(stream: Callable[..., Any], text: str, gone: bool) -> None:
+    class Judge(ScriptedVerifier):
+        def bound(self, step: Any, rollout: Any) -> Usage:
+            return Usage(10, 10, 1)
+
+    store, judge = MemoryStore(), Judge(["it is 42"])
+    shared = SharedBudget(store=store, limits=(Window("global", "tokens", 10_000, "hour"),))
+    speculative = with_recovery(
+        chain(text, "it is 42"), verifier=judge, shared=shared, stream="speculative", extra_samples=1
+    )
+    given = stream(speculative, QUESTION)
+    assert [chunk == VOID for chunk in given if isinstance(chunk, Retracted)] == [True] * gone
+    assert given[-5:] == ["it", " ", "is", " ", "42"]
+    assert judge.judged == [text, "it is 42"][: 1 + gone]
+    (account,) = store.accounts()
+    assert account.reserved == 0

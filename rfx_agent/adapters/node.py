@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, overload
 
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -16,7 +16,7 @@ from rfx_agent.adapters._graph.draws import Call, NodeDraws
 from rfx_agent.adapters._graph.source import Given, Source
 from rfx_agent.adapters._graph.state import Answer, Keys, Reading, answer_in, located, put, replaced
 from rfx_agent.case import Case, encode
-from rfx_agent.engine import Recovery, drive, drive_async, recover
+from rfx_agent.engine import Flow, Recovery, drive, drive_async, recover
 
 __all__ = ["add_recovery", "recoverable"]
 
@@ -156,19 +156,41 @@ class RecoverableNode(Runnable[Any, Any]):
         return await _arecovered(self.name or "", output, input, call, self._source, self._keys)
 
 
+def _recovered(name: str, output: Any, state: Any, call: Call, source: Source, keys: Keys) -> Any:
+    answer = answer_in(located(output, keys.answer))
+    if answer is None:
+        return output
+    return drive(_First(name, keys, output, answer, state, call).recovered(source.get()))
+
+
+async def _arecovered(name: str, output: Any, state: Any, call: Call, source: Source, keys: Keys) -> Any:
+    answer = answer_in(located(output, keys.answer))
+    if answer is None:
+        return output
+    return await drive_async(_First(name, keys, output, answer, state, call).recovered(await source.aget()))
+
+
 @dataclass(frozen=True, slots=True)
-class _Failing:
+class _First:
     """A node's first output that has an answer, and what it takes to recover it."""
 
+    name: str
     keys: Keys
     output: Any
     answer: Answer
-    draws: NodeDraws
-    recovery: Recovery
-    case: Case
+    state: Any
+    call: Call
 
-    def update(self, case: Case) -> Any:
-        """The update that the case came to."""
+    def recovered(self, r: Recovery) -> Flow[Any]:
+        """The update to give: the first one where it passes, else what recovery came to."""
+        step = self.keys.step(self.state)
+        draws = NodeDraws(self.name, self.call, self.keys.answer, step, r.sampler)
+        candidate = draws.take(self.output, self.answer)
+        if self.call.run is not None or self.call.arun is not None:
+            r = r.with_parts(sampler=draws)
+        return self._update((yield from recover(r, r.start(step, candidate))), draws)
+
+    def _update(self, case: Case, draws: NodeDraws) -> Any:
         outcome = case.outcome
         assert outcome is not None  # noqa: S101  # recover gives one
         key, output = self.keys.answer, self.output
@@ -177,34 +199,9 @@ class _Failing:
             if not record:
                 raise Unresolved(outcome.sentence, case=case)
         elif outcome.status != "accepted":
-            same = [x for x in case.rollouts if x.text == outcome.text and x.response_id in self.draws.outputs]
+            same = [x for x in case.rollouts if x.text == outcome.text and x.response_id in draws.outputs]
             if same:
-                output = self.draws.outputs[max(same, key=lambda x: x.passed).response_id or ""]
+                output = draws.outputs[max(same, key=lambda x: x.passed).response_id or ""]
             else:
                 output = put(output, key, {key: replaced(located(output, key), self.answer, outcome.text)})
         return put(output, key, record) if record else output
-
-
-def _failing(name: str, output: Any, answer: Answer, state: Any, call: Call, r: Recovery, keys: Keys) -> _Failing:
-    step = keys.step(state)
-    draws = NodeDraws(name, call, keys.answer, step, r.sampler)
-    candidate = draws.take(output, answer)
-    if call.run is not None or call.arun is not None:
-        r = replace(r, sampler=draws)
-    return _Failing(keys, output, answer, draws, r, r.start(step, candidate))
-
-
-def _recovered(name: str, output: Any, state: Any, call: Call, source: Source, keys: Keys) -> Any:
-    answer = answer_in(located(output, keys.answer))
-    if answer is None:
-        return output
-    failing = _failing(name, output, answer, state, call, source.get(), keys)
-    return failing.update(drive(recover(failing.recovery, failing.case)))
-
-
-async def _arecovered(name: str, output: Any, state: Any, call: Call, source: Source, keys: Keys) -> Any:
-    answer = answer_in(located(output, keys.answer))
-    if answer is None:
-        return output
-    failing = _failing(name, output, answer, state, call, await source.aget(), keys)
-    return failing.update(await drive_async(recover(failing.recovery, failing.case)))

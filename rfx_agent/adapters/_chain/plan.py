@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -15,16 +15,14 @@ from rfx_agent._records import Attempt
 from rfx_agent._types import Rollout, Step
 from rfx_agent.adapters._chain.draw import Draw, Guard
 from rfx_agent.adapters._chain.runs import ChainDraws
+from rfx_agent.adapters._passing import asked, free, passed, unseen
 from rfx_agent.adapters._texts import step_of
-from rfx_agent.budgets import Ledger
 from rfx_agent.case import Case
-from rfx_agent.engine import Call, Flow, Recovery, Reply, drive, drive_async, recover
-from rfx_agent.policies import DefaultPolicy, FixedPolicy, LearnedPolicy
+from rfx_agent.engine import Flow, Recovery, Reply, drive, drive_async, recover, resumed
+from rfx_agent.engine.calls import examine
 from rfx_agent.ports import Sampler
 
-__all__ = ["Plan", "Retracted", "passed", "retracted"]
-
-T = TypeVar("T")
+__all__ = ["Plan", "Retracted", "Seen", "retracted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,21 @@ class Retracted:
     attempt: int
     chunks: int
     characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known of a first output.
+
+    Attributes:
+        passed: whether the verifier accepted it.
+        replies: the verifier's, where it was asked before there was a case.
+        case: the case, where the verdict had to be paid for out of a shared budget.
+    """
+
+    passed: bool = False
+    replies: tuple[Reply, ...] | None = None
+    case: Case | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +93,29 @@ class Plan:
             streaming=streaming,
         )
 
-    def judged(self, draws: ChainDraws[Any, Any], first: Draw[Any]) -> Flow[Reply | None]:
-        """The verdict on the first output, before there is a case; None where the engine has to see to it.
-
-        A verifier that costs model calls is asked only if the budget can pay for it.
-        """
+    def seen(self, draws: ChainDraws[Any, Any], first: Draw[Any]) -> Flow[Seen]:
+        """The verdict on the first output, before anything else is done about it."""
         if first.error is not None:
-            return None
+            return Seen()
         r = self.recovery
-        bound = getattr(r.verifier, "bound", None)
-        if bound is not None and Ledger(r.budget).shortfall(r.spend(bound(draws.step, first.rollout))):
-            return None
-        peers = {"peers": (first.rollout,)}
-        (reply,) = yield (Call(r.verifier.verify, r.verifier.averify, (draws.step, first.rollout), peers),)
-        return reply
+        if r.shared is not None and not free(r):
+            r = self._parts(draws)
+            case = yield from examine(r, r.start(draws.step, first.rollout))
+            return Seen(case.rollouts[0].passed, case=case)
+        replies = yield from asked(r, draws.step, first.rollout)
+        return Seen(passed(replies), replies)
 
-    def finished(self, draws: ChainDraws[Any, Any], first: Draw[Any], verdict: Reply | None) -> Draw[Any]:
+    def finished(self, draws: ChainDraws[Any, Any], first: Draw[Any], seen: Seen) -> Draw[Any]:
         """The draw to return: the first as it was, or what recovery came to."""
-        if passed(verdict) and self._unwatched():
+        if seen.passed and unseen(self.recovery):
             return first
-        return self._chosen(drive(self._recovered(draws, first, verdict)), draws)
+        return self._chosen(drive(self._recovered(draws, first, seen)), draws)
 
-    async def afinished(self, draws: ChainDraws[Any, Any], first: Draw[Any], verdict: Reply | None) -> Draw[Any]:
+    async def afinished(self, draws: ChainDraws[Any, Any], first: Draw[Any], seen: Seen) -> Draw[Any]:
         """The same on the running event loop."""
-        if passed(verdict) and self._unwatched():
+        if seen.passed and unseen(self.recovery):
             return first
-        return self._chosen(await drive_async(self._recovered(draws, first, verdict)), draws)
-
-    def _unwatched(self) -> bool:
-        """Whether nobody would see the engine accept: no hook, no trace store, no policy of somebody else's."""
-        r = self.recovery
-        ours = type(r.policy) in (DefaultPolicy, FixedPolicy, LearnedPolicy)
-        return ours and r.on_event is None and r.traces is None
+        return self._chosen(await drive_async(self._recovered(draws, first, seen)), draws)
 
     def _step(self, value: Any) -> Step:
         if self.prompt is None:
@@ -119,14 +123,17 @@ class Plan:
         given = self.prompt(value)
         return given if isinstance(given, Step) else Step.of(given)
 
-    def _recovered(self, draws: ChainDraws[Any, Any], first: Draw[Any], verdict: Reply | None) -> Flow[Case]:
+    def _parts(self, draws: ChainDraws[Any, Any]) -> Recovery:
+        return self.recovery.with_parts(sampler=draws, verifier=Guard(self.recovery.verifier, draws.draws))
+
+    def _recovered(self, draws: ChainDraws[Any, Any], first: Draw[Any], seen: Seen) -> Flow[Case]:
         """The engine's own flow from the first output on; a verdict that is there is not asked for again."""
-        r = self.recovery.with_parts(sampler=draws, verifier=Guard(self.recovery.verifier, draws.draws))
+        r = self._parts(draws)
         if first.broken and first.error is not None:
             why = str(draws.failure(first.error))
             case = r.start(draws.step).add((), Attempt("retry", 1, 0, note=why))
             return recover(r, replace(case, blocked=why))
-        return _told(recover(r, r.start(draws.step, first.rollout)), verdict)
+        return resumed(recover(r, seen.case or r.start(draws.step, first.rollout)), seen.replies)
 
     def _chosen(self, case: Case, draws: ChainDraws[Any, Any]) -> Draw[Any]:
         outcome = case.outcome
@@ -157,26 +164,9 @@ class Plan:
         )
 
 
-def passed(verdict: Reply | None) -> bool:
-    """Whether the first output was accepted."""
-    return verdict is not None and verdict.error is None and bool(verdict.value.passed)
-
-
 def retracted(first: Draw[Any]) -> Retracted | None:
     """What has to be taken back of a failed attempt that was streamed; None if nothing went out."""
     if not first.chunks:
         return None
     texts = [c if isinstance(c, str) else str(c.text) for c in first.chunks if isinstance(c, (str, BaseMessage))]
     return Retracted(1, len(first.chunks), sum(map(len, texts)))
-
-
-def _told(flow: Flow[T], reply: Reply | None) -> Flow[T]:
-    """``flow``, sent ``reply`` for its first call, which was made already."""
-    try:
-        calls = next(flow)
-        if reply is not None:
-            calls = flow.send((reply,))
-        while True:
-            calls = flow.send((yield calls))
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]  # a Flow[T] returns T

@@ -19,7 +19,7 @@ from langchain_core.runnables.utils import coro_with_context
 from rfx_agent.adapters._chain.draw import Draw
 from rfx_agent.adapters._chain.held import streaming_handler
 from rfx_agent.adapters._chain.like import LikeTheChain
-from rfx_agent.adapters._chain.plan import Plan, passed, retracted
+from rfx_agent.adapters._chain.plan import Plan, retracted
 from rfx_agent.engine import drive, drive_async
 
 __all__ = ["RETRACT", "RecoveredRunnable"]
@@ -130,7 +130,7 @@ class RecoveredRunnable(LikeTheChain[In, Out]):
     ) -> Draw[Out]:
         draws = self._plan.draws(value, config, run, kwargs, streaming=False)
         first = draws.first()
-        draw = self._plan.finished(draws, first, drive(self._plan.judged(draws, first)))
+        draw = self._plan.finished(draws, first, drive(self._plan.seen(draws, first)))
         draw.release()
         return draw
 
@@ -139,7 +139,7 @@ class RecoveredRunnable(LikeTheChain[In, Out]):
     ) -> Draw[Out]:
         draws = self._plan.draws(value, config, run, kwargs, streaming=False)
         first = await draws.afirst()
-        draw = await self._plan.afinished(draws, first, await drive_async(self._plan.judged(draws, first)))
+        draw = await self._plan.afinished(draws, first, await drive_async(self._plan.seen(draws, first)))
         await draw.arelease()
         return draw
 
@@ -158,14 +158,14 @@ class RecoveredRunnable(LikeTheChain[In, Out]):
             first = opened[0]
         else:
             first = draws.first()
-        verdict = drive(self._plan.judged(draws, first))
-        if self._plan.speculative and not passed(verdict) and (void := retracted(first)) is not None:
+        seen = drive(self._plan.seen(draws, first))
+        if self._plan.speculative and not seen.passed and (void := retracted(first)) is not None:
             dispatch_custom_event(RETRACT, asdict(void), config=config)
             if self._plan.on_retract is None:
                 yield void
             else:
                 self._plan.on_retract(void)
-        draw = self._plan.finished(draws, first, verdict)
+        draw = self._plan.finished(draws, first, seen)
         accepted.append(draw)
         draw.release()
         if not (self._plan.speculative and draw is first):
@@ -187,14 +187,14 @@ class RecoveredRunnable(LikeTheChain[In, Out]):
             first = opened[0]
         else:
             first = await draws.afirst()
-        verdict = await drive_async(self._plan.judged(draws, first))
-        if self._plan.speculative and not passed(verdict) and (void := retracted(first)) is not None:
+        seen = await drive_async(self._plan.seen(draws, first))
+        if self._plan.speculative and not seen.passed and (void := retracted(first)) is not None:
             await adispatch_custom_event(RETRACT, asdict(void), config=config)
             if self._plan.on_retract is None:
                 yield void
             else:
                 self._plan.on_retract(void)
-        draw = await self._plan.afinished(draws, first, verdict)
+        draw = await self._plan.afinished(draws, first, seen)
         accepted.append(draw)
         await draw.arelease()
         if not (self._plan.speculative and draw is first):

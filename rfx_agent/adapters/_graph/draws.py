@@ -57,11 +57,16 @@ class NodeDraws:
 
     def take(self, output: Any, answer: Answer, usage: Usage | None = None) -> Rollout:
         """The run that gave ``output``, as a rollout."""
-        rollout = Rollout(answer.text) if answer.message is None else rollout_of(answer.message)
-        key = rollout.response_id or f"run:{self._made}"
+        key = f"run:{self._made}"
+        name = f"r{self._made}"  # the first one's; the engine numbers the others
         self._made += 1
-        self.outputs.setdefault(key, output)
-        return replace(rollout, response_id=key, usage=rollout.usage if usage is None else usage)
+        if answer.message is None:
+            rollout = Rollout(answer.text, id=name, response_id=key, usage=usage or Usage())
+        else:
+            rollout = rollout_of(answer.message, response_id=answer.message.id or key, name=name)
+            rollout = rollout if usage is None else replace(rollout, usage=usage)
+        self.outputs.setdefault(rollout.response_id or key, output)
+        return rollout
 
     def sample(self, request: SampleRequest) -> SampleResult:
         """``request.n`` more runs of the node. What else the request asks for is the node's own matter."""
