@@ -416,13 +416,15 @@ class TestPassing:
         assert [event["type"] for _, event in streamed] == ["rfx.judged", "rfx.decided", "rfx.finished"]
 
     @both
-    def test_without_a_hook_the_stream_is_told(self, invoke: Callable[..., Any]) -> None:
-        verifier = ScriptedVerifier(["42"])
-        node = recoverable(lambda state: {"answer": "42"}, recovery=deployment(verifier=verifier), **KEYS)
-        graph = chain(Typed, node).compile()
-        streamed = invoke(graph, {"question": QUESTION}, stream_mode=["custom"])
-        assert [event["type"] for _, event in streamed] == ["rfx.judged", "rfx.decided", "rfx.finished"]
-        assert verifier.judged == ["42"]
+    def test_without_a_hook_the_stream_is_told_of_what_failed(self, invoke: Callable[..., Any]) -> None:
+        for answers in (["42"], ["41", "42"]):
+            verifier, work = ScriptedVerifier(["42"]), Solver(*answers)
+            recovery = deployment(verifier=verifier, extra_samples=1)
+            graph = chain(Typed, recoverable(lambda state, work=work: {"answer": work()}, recovery=recovery, **KEYS))
+            streamed = invoke(graph.compile(), {"question": QUESTION}, stream_mode=["custom"])
+            ends = [event["type"] for _, event in streamed][-2:]
+            assert ends == ([] if answers == ["42"] else ["rfx.decided", "rfx.finished"])
+            assert verifier.judged == answers
 
     @both
     def test_the_outcome_is_the_engines(self, invoke: Callable[..., Any]) -> None:

@@ -33,6 +33,7 @@ from rfx_agent.adapters._agent.person import PersonHooks
 from rfx_agent.adapters._agent.state import Purses, RecoverabilityState, Run, less
 from rfx_agent.adapters._agent.tools import ToolCheck, ToolHooks, checked_checks
 from rfx_agent.adapters._graph.source import streamed
+from rfx_agent.adapters._passing import free, unseen
 from rfx_agent.budgets import Ledger
 from rfx_agent.case import Case
 from rfx_agent.engine import (
@@ -192,8 +193,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         options |= {name: value for name, value in given.items() if value is not None}
         recovery = Recovery(sampler=ScriptedSampler([]), verifier=verifier, **options)  # each call has its own sampler
         # Where nobody watches or counts, and a verdict is free, an answer that passes needs no more than the verdict.
-        watched = (recovery.on_event, recovery.traces, recovery.shared, getattr(verifier, "bound", None))
-        self._lean = all(x is None for x in watched)
+        self._lean = free(recovery) and unseen(recovery)
         self._recovery = streamed(recovery)
         self._sampler, self._per, self._on_unresolved, self._interrupts = sampler, per, on_unresolved, interrupts
         self._settings = Settings(temperature, max_tokens, takes_temperature)

@@ -13,10 +13,11 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from rfx_agent._errors import ConfigError, Unresolved
 from rfx_agent.adapters._graph.behind import add_recovery
 from rfx_agent.adapters._graph.draws import Call, NodeDraws
-from rfx_agent.adapters._graph.source import Given, Source
+from rfx_agent.adapters._graph.source import Given, Source, streamed
 from rfx_agent.adapters._graph.state import Answer, Keys, Reading, answer_in, located, put, replaced
+from rfx_agent.adapters._passing import asked, free, passed, unseen
 from rfx_agent.case import Case, encode
-from rfx_agent.engine import Flow, Recovery, drive, drive_async, recover
+from rfx_agent.engine import Flow, Recovery, drive, drive_async, recover, resumed
 
 __all__ = ["add_recovery", "recoverable"]
 
@@ -94,7 +95,7 @@ def recoverable(
     """
     keys = Keys(prompt, answer, reference, outcome)
     keys.check("recoverable")
-    source = Source(recovery, where="recoverable")
+    source = Source(recovery, where="recoverable", streams=False)
     if resample not in ("node", "model"):
         raise ConfigError(f"recoverable: resample is {resample!r}; give 'node' or 'model'")
     make = functools.partial(_wrapped, source=source, keys=keys, again=resample == "node")
@@ -182,13 +183,21 @@ class _First:
     call: Call
 
     def recovered(self, r: Recovery) -> Flow[Any]:
-        """The update to give: the first one where it passes, else what recovery came to."""
+        """The update to give: the first one where it passes, else what recovery came to.
+
+        A pass that no hook watches costs the verdict alone; the stream is told of what failed.
+        """
         step = self.keys.step(self.state)
         draws = NodeDraws(self.name, self.call, self.keys.answer, step, r.sampler)
-        candidate = draws.take(self.output, self.answer)
+        candidate, replies = draws.take(self.output, self.answer), None
+        if free(r) and unseen(r):
+            replies = yield from asked(r, step, candidate)
+            if passed(replies) and self.keys.outcome is None:
+                return self.output
+        r = streamed(r)
         if self.call.run is not None or self.call.arun is not None:
             r = r.with_parts(sampler=draws)
-        return self._update((yield from recover(r, r.start(step, candidate))), draws)
+        return self._update((yield from resumed(recover(r, r.start(step, candidate)), replies)), draws)
 
     def _update(self, case: Case, draws: NodeDraws) -> Any:
         outcome = case.outcome

@@ -28,17 +28,24 @@ class Source:
     A factory is called in every node of every run, so it should give the same object for the same context. In async
     runs it is called in a thread, because building a recovery may read files.
 
+    Args:
+        given: the recovery, or the factory.
+        where: who asks, for messages.
+        streams: whether what it gives also writes its events to the custom stream.
+
     Raises:
         ConfigError: ``given`` is neither; later, a factory that gives something else.
     """
 
-    def __init__(self, given: Given, *, where: str) -> None:
+    def __init__(self, given: Given, *, where: str, streams: bool = True) -> None:
         if not isinstance(given, Recovery) and (isinstance(given, type) or not callable(given)):
             raise ConfigError(
                 f"{where}: recovery is {given!r}; give a rfx_agent.Recovery, or a function from context to one"
             )
         self._where = where
-        self.fixed = streamed(given) if isinstance(given, Recovery) else None
+        self._streams = streams
+        fixed = given if isinstance(given, Recovery) else None
+        self.fixed = streamed(fixed) if fixed is not None and streams else fixed
         self._make = None if isinstance(given, Recovery) else given
         self._twins: dict[int, tuple[Recovery, Recovery]] = {}
 
@@ -58,6 +65,8 @@ class Source:
         recovery = self._make(context)
         if not isinstance(recovery, Recovery):
             raise ConfigError(f"{self._where}: the factory gave {recovery!r}; let it return a rfx_agent.Recovery")
+        if not self._streams:
+            return recovery
         known = self._twins.get(id(recovery))
         if known is not None and known[0] is recovery:
             return known[1]
