@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from rfx_agent.cli import lab
+from rfx_agent.cli.budget import budget
 from rfx_agent.cli.collect import collect
 from rfx_agent.cli.demo import TOP_LOGPROBS, demo_recovery, live_tasks, run_tasks
 from rfx_agent.cli.evidence import evidence
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals may hold an API key
 )
-for _command in (lab.calibrate, lab.audit, lab.report, lab.extract, simulate, collect, evidence, judge_check):
+for _command in (lab.calibrate, lab.audit, lab.report, lab.extract, simulate, collect, evidence, judge_check, budget):
     app.command()(_command)
 
 

@@ -1,0 +1,71 @@
+"""``rfx budget``: the accounts of a shared budget, for whoever is on call."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rfx_agent.cli.options import Json, reported
+from rfx_agent.cli.show import plain
+from rfx_agent.limits import Account
+from rfx_agent.stores import SQLStore
+
+__all__ = ["budget"]
+
+
+def budget(
+    url: Annotated[
+        str | None,
+        typer.Argument(help="sqlite:///budgets.db or postgresql://user@host/database; by default RFX_STORE."),
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Only accounts whose name begins so, such as tenant=acme.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show what is left of budgets that many runs share. Only reads: nothing is written off by looking."""
+    err = Console(stderr=True, soft_wrap=True)
+    with reported(err):
+        place = url or os.environ.get("RFX_STORE")
+        if not place:
+            raise typer.BadParameter("give the store's URL, or set RFX_STORE")
+        with SQLStore(place) as store:
+            found = store.accounts(prefix)
+    if as_json:
+        typer.echo(json.dumps([asdict(x) for x in found]))
+        return
+    console = Console()
+    if not found:
+        console.print("no account yet" + (f" begins with {plain(prefix, 60)}" if prefix else ""), markup=False)
+        return
+    console.print(_table(found))
+    if any(x.lost for x in found):
+        console.print("written off: reserved by processes that died in mid-call; it counts as spent", markup=False)
+
+
+def _table(found: list[Account]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("account", overflow="fold")
+    for name in ("limit", "spent", "reserved", "peak", "refused", "written off"):
+        table.add_column(name, justify="right", overflow="fold")
+    for x in found:
+        floor = "+" if x.kind == "ratio" else ""  # and a share of the traffic on top
+        row = [_amount(x.most, x.unit) + floor, _amount(x.in_window, x.unit), _amount(x.reserved, x.unit)]
+        row += [_amount(x.peak, x.unit), f"{x.refused:,}", _amount(x.lost, x.unit) if x.lost else "–"]
+        used = x.in_window + x.reserved
+        style = "red" if x.kind != "ratio" and used >= x.most else ""
+        table.add_row(plain(x.name, 60), *row, style=style)
+    return table
+
+
+def _amount(amount: int, unit: str) -> str:
+    """Billionths of a dollar as dollars, with as many digits as tell small amounts apart."""
+    if unit != "usd":
+        return f"{amount:,}"
+    dollars = amount / 1e9
+    return f"${dollars:,.2f}" if dollars >= 1 or not dollars else f"${dollars:.4f}"
