@@ -197,7 +197,7 @@ class Account:
         spent: total settled, written off included.
         reserved: set aside for what is under way now.
         in_window: spent within the window that ends now; 0 for ``in_flight``.
-        lost: total written off: reserved by owners that died or were cancelled in mid-call, whose cost nobody knows.
+        lost: total written off: reserved by owners that died in mid-call, whose cost nobody knows.
         refused: reservations refused.
         peak: the most that was ever reserved and spent in one window.
     """

@@ -16,6 +16,7 @@ from rfx_agent import (
     Case,
     ConfigError,
     Escalation,
+    ExactVerifier,
     InFlight,
     Price,
     Ratio,
@@ -34,7 +35,7 @@ from rfx_agent import (
 from rfx_agent._types import Usage
 from rfx_agent.engine import diagnose, drive
 from rfx_agent.limits import Account
-from rfx_agent.stores.memory import MemoryStore
+from rfx_agent.stores import MemoryStore
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
 THREAD: Any = {"configurable": {"thread_id": "t"}}
@@ -435,3 +436,21 @@ def test_money_is_counted_in_every_scope() -> None:
     assert money.spent == pytest.approx(case.ledger.spent.usd * 1e9, abs=1)
     assert money.most == 10**9
     assert json.dumps(money.spent).isdigit()
+
+
+def test_nothing_is_approved_unseen_in_which_the_verifier_found_no_answer() -> None:
+    now = [1000.0]
+    recovery = Recovery(
+        sampler=ScriptedSampler([], last="Error: upstream timeout"),
+        verifier=ExactVerifier(answer="42", whole=False),
+        budget=RetryBudget(samples=3),
+        escalation=Escalation(deadline=60.0, default="approve"),
+        clock=lambda: now[0],
+    )
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    asked = graph.invoke(step_input(STEP, None), THREAD)["__interrupt__"][0].value
+    assert "Without a reply by 1970-01-01T00:17:40+00:00:** reject" in asked["action_requests"][0]["description"]
+    now[0] += 61
+    assert close_overdue(graph, THREAD, clock=lambda: now[0])
+    outcome = outcome_of(graph.get_state(THREAD).values)
+    assert (outcome.status, outcome.text, outcome.reason) == ("rejected", None, "deadline:reject")

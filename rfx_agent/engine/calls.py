@@ -74,7 +74,7 @@ def ask_model(
         if isinstance(reply.error, TimedOut):
             return replace(cost, seconds=reply.seconds)
         if reply.error is not None:
-            return r.spend(Usage(calls=getattr(reply.error, "calls", 0)), seconds=reply.seconds) + Spend(asked=1)
+            return _failed(r, cost, reply)
         made = len(reply.value.rollouts)
         attempts = min(made, n) if each.attempts else 0
         spent = r.spend(reply.value.usage, samples=made, seconds=reply.seconds)
@@ -108,6 +108,15 @@ def ask_model(
     told = (case.step.id, operator, n, got, result.usage, reply.seconds, tag, name, heat, failure)
     r.emit(Sampled(*told, run_id=case.run_id))
     return case, result.rollouts, failure
+
+
+def _failed(r: Recovery, cost: Spend, reply: Reply) -> Spend:
+    """What a request cost that brought nothing. A server that sent a status did no work; of one that did not answer,
+    or not legibly, nobody knows: all that was reserved, except that there is nothing to judge."""
+    calls, status = getattr(reply.error, "calls", 0), getattr(reply.error, "status", None)
+    if calls and status is None:
+        return replace(cost, attempts=0, seconds=reply.seconds, calls=calls, asked=1)
+    return r.spend(Usage(calls=calls), seconds=reply.seconds) + Spend(asked=1)
 
 
 def _blocks(error: Exception | None) -> str:

