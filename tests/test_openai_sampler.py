@@ -458,7 +458,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def _dated(value: str) -> str:
-    """``"in 90"`` as the date in so many seconds from now: what was made when the tests were collected may be long ago."""
+    """``"in 90"`` as the date in so many seconds from now; tests may run long after they were collected."""
     return formatdate(time.time() + float(value[3:]), usegmt=True) if value.startswith("in ") else value
 
 
