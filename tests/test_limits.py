@@ -1,5 +1,6 @@
 """Limits against the scopes of a run: which accounts they open, and what a reservation asks of them."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from rfx_agent import ConfigError, InFlight, Ratio, Window
 from rfx_agent._types import Spend
-from rfx_agent.limits import accounts_of, amount_of, claims_of
+from rfx_agent.limits import Hold, Refused, Replayed, accounts_of, amount_of, claims_of
+from rfx_agent.shared import SharedBudget
+from rfx_agent.stores import MemoryStore
 
 LIMITS = (
     Window("tenant", "usd", 5.0, "day"),
@@ -73,3 +76,95 @@ def test_money_is_never_rounded_down(usd: float) -> None:
 def test_a_limit_that_cannot_work_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         make()
+
+
+def test_zero_is_a_limit() -> None:
+    for limit in (Window("global", "usd", 0, "day"), Ratio("global", "tokens", 0, 0), InFlight("global", 0)):
+        (account,) = accounts_of([limit], {})
+        assert account.most == 0
+
+
+def test_a_price_that_floats_cannot_hold_is_not_a_billionth_dearer() -> None:
+    assert amount_of(Spend(usd=0.1 + 0.2), "usd") == 300_000_000
+    assert amount_of(Spend(usd=1e-12), "usd") == 1
+
+
+# --- the budget that runs share ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"store": None}, r"store is None; give one such as stores\.MemoryStore\(\)"),
+        ({"store": MemoryStore}, r"store is <class .*MemoryStore'>; give one"),
+        ({"limits": ("usd",)}, "limits has 'usd'; give Window, Ratio or InFlight"),
+        ({"scopes": {"tenant": 3}}, "scope 'tenant' is 3; give a name and a key that is a text"),
+        ({"scopes": {"global": "x"}}, "scope 'global' is 'x'"),
+        ({"wait": -1}, "wait is -1; give seconds of at least 0"),
+        ({"seconds": 0}, r"seconds is 0; give seconds of at least 0\.001"),
+    ],
+)
+def test_a_shared_budget_that_cannot_work_says_why(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SharedBudget(**{"store": MemoryStore(), **changes})
+
+
+def test_runs_of_one_scope_share_and_those_of_others_do_not() -> None:
+    store = MemoryStore()
+    budget = SharedBudget(store=store, limits=(Window("tenant", "attempts", 2, "hour"),))
+    acme, other = budget.scoped(tenant="acme"), budget.scoped(tenant="other")
+    assert isinstance(acme.reserve("a", acme.claims(Spend(attempts=2))), Hold)
+    assert isinstance(acme.reserve("b", acme.claims(Spend(attempts=1))), Refused)
+    assert isinstance(other.reserve("c", other.claims(Spend(attempts=2))), Hold)
+
+
+def test_what_was_settled_with_a_record_is_replayed() -> None:
+    budget = SharedBudget(store=MemoryStore(), limits=(Window("global", "usd", 1, "hour"),))
+    hold = budget.reserve("a", budget.claims(Spend(usd=0.5)))
+    assert isinstance(hold, Hold)
+    budget.settle(hold, Spend(usd=0.25, tokens=7), "record")
+    assert budget.reserve("a", budget.claims(Spend(usd=0.5))) == Replayed("record")
+    (account,) = budget.store.accounts()
+    assert (account.spent, account.reserved) == (250_000_000, 0)
+
+
+def test_credit_comes_from_normal_traffic() -> None:
+    budget = SharedBudget(store=MemoryStore(), limits=(Ratio("global", "tokens", 0.2, 0), InFlight("global", 9)))
+    claims = budget.claims(Spend(tokens=20))
+    assert isinstance(budget.reserve("a", claims), Refused)
+    budget.deposit(Spend(tokens=99))
+    assert isinstance(budget.reserve("a", claims), Refused)
+    budget.deposit(Spend(tokens=1))
+    assert isinstance(budget.reserve("a", claims), Hold)
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_who_may_wait_is_granted_when_somebody_gives_back(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    budget = SharedBudget(store=store, limits=(InFlight("global", 1),), wait=3600.0)
+    claims = budget.claims(Spend())
+    first = budget.reserve("a", claims)
+    assert isinstance(first, Hold)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            store.release(first)
+
+    async def asleep(seconds: float) -> None:
+        sleep(seconds)
+
+    monkeypatch.setattr("rfx_agent.shared.time.sleep", sleep)
+    monkeypatch.setattr("rfx_agent.shared.asyncio.sleep", asleep)
+    grant = budget.reserve("b", claims) if how == "sync" else asyncio.run(budget.areserve("b", claims))
+    assert isinstance(grant, Hold)
+    assert slept == [0.05, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_who_may_not_wait_is_refused_at_once(how: str) -> None:
+    budget = SharedBudget(store=MemoryStore(), limits=(InFlight("global", 0),))
+    claims = budget.claims(Spend())
+    grant = budget.reserve("b", claims) if how == "sync" else asyncio.run(budget.areserve("b", claims))
+    assert grant == Refused(("global in flight",))

@@ -9,6 +9,8 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +28,8 @@ from store_conformance import Clock, Driven, Literal, LiteralHold, StoreConforma
 from rfx_agent import ConfigError
 from rfx_agent._errors import StoreError
 from rfx_agent.limits import Claim, Hold, Refused, Replayed
-from rfx_agent.stores import MemoryStore, SQLStore
+from rfx_agent.policies import Belief, PolicyStore
+from rfx_agent.stores import MemoryStore, SQLPolicyStore, SQLStore
 from rfx_agent.stores._database import Database
 from rfx_agent.stores._links import PostgresLink, SQLiteLink, Unknown
 from rfx_agent.stores._writer import Writer
@@ -475,9 +478,10 @@ def test_tables_of_a_newer_release_are_left_alone(url: str) -> None:
         store.keep("a", "x")
 
 
-def test_looking_makes_no_tables(url: str) -> None:
+def test_looking_makes_no_tables(url: str, tmp_path: Path) -> None:
     with SQLStore(url) as store:
         assert store.accounts() == []
+        assert list(tmp_path.iterdir()) == []
         with store._database._engine.connect() as connection:
             assert sa.inspect(connection).get_table_names() == []
 
@@ -732,3 +736,44 @@ def test_memory_stays_bounded() -> None:
     clock.now += 8 * 86_400
     store.keep("new", "x")
     assert list(store._book.holds) == ["new"]
+
+
+# --- beliefs ---
+
+
+def learn(url: str, number: int, pipe: Any) -> None:
+    store = SQLPolicyStore(url, name="ours")
+    pipe.recv()
+    for i in range(10):
+        store.add(Belief().seen({"retry": i % 3}, "tool"))
+    pipe.send("done")
+
+
+def test_what_workers_have_seen_adds_up(url: str) -> None:
+    assert together(learn, url, 3) == ["done"] * 3
+    store = SQLPolicyStore(url, name="ours")
+    assert isinstance(store, PolicyStore)
+    assert store.load().attempts() == {"retry": 27, "tool": 30}
+    assert store.add(Belief()) == store.load()
+    assert SQLPolicyStore(url).load() == Belief()
+    with SQLStore(url) as budgets:  # beside it
+        assert budgets.keep("a", "x") == "x"
+
+
+def test_a_belief_that_cannot_be_reached_or_read_is_an_error(url: str) -> None:
+    store = SQLPolicyStore(url)
+    store.add(Belief())
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE rfx_beliefs SET belief = 'torn'")
+    with pytest.raises(StoreError, match="not what to_json writes"):
+        store.load()
+    with pytest.raises(StoreError, match="unable to open database file; make the folder"):
+        SQLPolicyStore("sqlite:////no/such/folder/x.db").add(Belief())
+    for name, timeout in (("", 1), ("a", 0)):
+        with pytest.raises(ConfigError, match="sql policy store"):
+            SQLPolicyStore(url, name=name, timeout=timeout)
+
+
+def test_the_stores_load_no_database_library_before_one_is_opened() -> None:
+    code = "import sys, rfx_agent.stores; print([x for x in ('sqlalchemy', 'psycopg') if x in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -255,6 +255,7 @@ class Book:
                 account.charge(charge, now)
             account.mark(now)
         row.record = record if row.record is None else row.record
+        row.claims = ()  # nothing can happen to them any more
         self._end(row, SETTLED, now)
 
     def release(self, hold: Hold, now: int) -> None:

@@ -98,6 +98,8 @@ class Database:
 
         Reads only, on a connection of its own: from any thread, and where no table was ever made.
         """
+        if self.place.missing:
+            return []
         link = self._link_to()
         try:
             found, late, now = link.everything()

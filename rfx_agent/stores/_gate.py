@@ -8,7 +8,6 @@ waiting is less fair and nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import time
@@ -37,11 +36,9 @@ class Gate:
     """
 
     def __init__(self, path: str | None) -> None:
+        self._path = path if fcntl is not None else None
         self._file: int | None = None
         self._held = False
-        if path is not None and fcntl is not None:
-            with contextlib.suppress(OSError):  # SQLite will say what is wrong with the folder
-                self._file = os.open(f"{path}-rfx", os.O_RDWR | os.O_CREAT, 0o666)
 
     def enter(self, *, patient: bool) -> None:
         """Come to the front of the line; blocks where ``patient``, with no limit but the life of those before.
@@ -49,7 +46,7 @@ class Gate:
         Raises:
             Taken: it was not free for a while, and the caller is not patient.
         """
-        if self._file is None or self._held:
+        if self._held or not self._opened():
             return
         ends = time.monotonic() + _LOOKS
         while not self._took(patient):
@@ -65,6 +62,14 @@ class Gate:
             self._held = False
             locks.flock(self._file, locks.LOCK_UN)
 
+    def _opened(self) -> bool:
+        if self._file is None and self._path is not None:
+            try:
+                self._file = os.open(f"{self._path}-rfx", os.O_RDWR | os.O_CREAT, 0o666)
+            except OSError:  # SQLite will say what is wrong with the folder
+                self._path = None
+        return self._file is not None
+
     def _took(self, patient: bool) -> bool:
         locks: Any = fcntl
         try:
@@ -75,6 +80,6 @@ class Gate:
 
     def close(self) -> None:
         """Let go of the file. In a forked child this leaves the parent's place alone, and ``leave`` would not."""
-        file, self._file, self._held = self._file, None, False
+        file, self._file, self._path, self._held = self._file, None, None, False
         if file is not None:
             os.close(file)

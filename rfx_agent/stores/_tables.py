@@ -19,9 +19,13 @@ __all__ = [
     "account_of",
     "accounts_of",
     "hold_of",
+    "lock_belief",
+    "open_belief",
+    "read_belief",
     "row_of_account",
     "row_of_hold",
     "schema",
+    "update_belief",
 ]
 
 VERSION = 1
@@ -63,6 +67,12 @@ holds = sa.Table(
     # What is due is an open hold to write off or an ended one to forget: both are few, so one index does.
     sa.Index("rfx_holds_due", "due"),
 )
+beliefs = sa.Table(
+    "rfx_beliefs",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("belief", sa.Text, nullable=False),
+)
 
 
 class Statements:
@@ -93,9 +103,8 @@ class Statements:
         self.clock = text(sa.select(clock))
         late = sa.and_(holds.c.state == sa.literal_column(str(OPEN)), holds.c.due <= clock)
         some = sa.bindparam("most", type_=sa.Integer)
-        none: sa.ColumnElement[int] = sa.literal_column(
-            "0"
-        )  # or a parameter is made of it for SQLite, whose LIMIT has an OFFSET
+        # SQLite's LIMIT brings an OFFSET along, and without this one it would be a parameter.
+        none: sa.ColumnElement[int] = sa.literal_column("0")
         due = sa.select(holds.c.id, holds.c.claims).where(late).order_by(holds.c.due)
         self.late = text(due.limit(some).offset(none))
         insert = pg.insert if postgres else sqlite.insert
@@ -159,6 +168,16 @@ def _bound(table: sa.Table, *, but: str = "") -> dict[str, sa.BindParameter[Any]
     return {name: sa.bindparam(f"b_{name}") for name in table.columns.keys() if name != but}  # noqa: SIM118
 
 
+def open_belief(dialect: str) -> sa.Insert:
+    """Make a belief that is not there."""
+    insert = pg.insert if dialect == "postgresql" else sqlite.insert
+    return insert(beliefs).values(_bound(beliefs)).on_conflict_do_nothing()
+
+
+_THIS = beliefs.c.name == sa.bindparam("b_name")
+read_belief = sa.select(beliefs.c.belief).where(_THIS)
+lock_belief = read_belief.with_for_update()
+update_belief = sa.update(beliefs).where(_THIS).values(_bound(beliefs, but="name"))
 _ACCOUNT = tuple(f"b_{column.name}" for column in accounts.columns)
 _HOLD = tuple(f"b_{column.name}" for column in holds.columns)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rfx_agent._errors import ConfigError
@@ -38,6 +39,14 @@ class Place:
     def sqlite(self) -> bool:
         """Whether it is a file."""
         return self.url.get_backend_name() == "sqlite"
+
+    @property
+    def missing(self) -> bool:
+        """Whether it is a file that nobody has made yet, in a folder that is there."""
+        if not self.sqlite or (self.url.database or "").startswith("file:"):
+            return False
+        path = Path(self.url.database or "")
+        return path.parent.is_dir() and not path.exists()
 
     def clean(self, text: str) -> str:
         """``text`` without secrets."""
