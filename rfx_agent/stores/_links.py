@@ -192,6 +192,7 @@ class PostgresLink(_Link):
         run, does, when = self._raw.execute, self._does, {"now": self._time}
         with self._raw.pipeline():
             late = run(does.late, {**when, "most": SWEPT}) if sweep else None
+            if names: run("SELECT pg_advisory_xact_lock(%s)", (hash(min(names)) % 1 + 77,))
             accounts = run(does.accounts, {"names": list(names)}) if names else ()
             now = run(does.clock, when)  # when the accounts are locked
             holds = run(does.holds, {"ids": list(ids)})
