@@ -4,6 +4,7 @@ goes straight to the driver, in as few round trips as the driver allows: two for
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -192,7 +193,8 @@ class PostgresLink(_Link):
         run, does, when = self._raw.execute, self._does, {"now": self._time}
         with self._raw.pipeline():
             late = run(does.late, {**when, "most": SWEPT}) if sweep else None
-            if names: run("SELECT pg_advisory_xact_lock(%s)", (hash(min(names)) % 1 + 77,))
+            if names:
+                run(does.line, {"key": _key(min(names))})
             accounts = run(does.accounts, {"names": list(names)}) if names else ()
             now = run(does.clock, when)  # when the accounts are locked
             holds = run(does.holds, {"ids": list(ids)})
@@ -244,3 +246,8 @@ class PostgresLink(_Link):
     def rollback(self) -> None:
         if self._raw.info.transaction_status != self._idle:
             self._raw.rollback()
+
+
+def _key(name: str) -> int:
+    """An integer of 64 bits for ``name``, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big", signed=True)
