@@ -10,9 +10,8 @@ A ``reserve`` has three claims (money per hour, tokens per minute, recoveries in
 is a reserve and its settlement with a record of 1,000 characters, beside two bare transactions. ``per_second`` counts
 reserves or pairs. A ratio is ours over the faster of the bare ways, of the time per operation (``rate_ratio``) and of
 the 99th percentile (``p99_ratio``): 1 is as fast, 3 is a third of it. Look at ``max_ms`` beside: of 8 processes on one
-SQLite file the bare ones do not take turns, so that nearly every transaction is quick and a few wait for most of a
-round. The memory store has no database: its bare
-transaction is on an SQLite database in memory.
+SQLite file the bare ones do not take turns, so that nearly every transaction is quick and a few wait for whole rounds.
+The memory store has no database: its bare transaction is on an SQLite database in memory.
 
     python benchmarks/budget.py [--rounds 30] [--seconds 0.1] [--postgres URL]
 

@@ -34,10 +34,6 @@ OPEN, SETTLED, RELEASED, LOST = range(4)
 class NotLoaded(Exception):
     """An account is needed that the snapshot does not hold: load it too and begin again. Never leaves a store."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        super().__init__(name)
-
 
 @dataclass(slots=True)
 class AccountRow:

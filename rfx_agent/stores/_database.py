@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from rfx_agent._errors import StoreError
 from rfx_agent.limits import Account, Claim, Refused
 from rfx_agent.stores._book import AccountRow, Book, NotLoaded, micros
 from rfx_agent.stores._engine import engine_for, prepare
+from rfx_agent.stores._gate import Taken
 from rfx_agent.stores._links import SWEPT, Link, PostgresLink, SQLiteLink
 from rfx_agent.stores._operations import Expire, Operation
 from rfx_agent.stores._tables import accounts_of
@@ -83,14 +84,13 @@ class Database:
         link = self._linked()
         more = _More(sweep=time.monotonic() - self._swept >= 1, patient=patient)
         for _ in range(_ROUNDS):
-            try:
+            with _rolled_back(link):
                 answers = self._attempt(link, operations, credits, more, counting)
-            finally:
-                link.rollback()
             if answers is not None:
                 return answers
             if more.missing:  # in a transaction of its own, or their rows would be locked out of order
-                link.open([AccountRow.of(x) for x in more.missing])
+                with _rolled_back(link):
+                    link.open([AccountRow.of(x) for x in more.missing], patient=patient)
         raise StoreError(f"{self.place.shown}: accounts vanish while they are looked for; who deletes them?")
 
     def seen(self, prefix: str) -> list[Account]:
@@ -117,12 +117,9 @@ class Database:
         if time.monotonic() - self._forgot < 60:
             return
         link = self._linked()
-        try:
-            done = link.forget()
-        finally:
-            link.rollback()
-        if done:
-            self._forgot = time.monotonic()
+        with contextlib.suppress(Taken), _rolled_back(link):
+            if link.forget():
+                self._forgot = time.monotonic()
 
     def disconnect(self) -> None:
         """Let go of the connection; the next transaction makes a new one, and looks at the tables anew."""
@@ -170,8 +167,8 @@ class Database:
             book.deposit(x.claim, now - micros(max(0.0, self.tick() - x.since)))
         try:
             answers = [x.on(book, now) for x in todo][len(more.late) :]
-        except NotLoaded as error:
-            more.names.add(error.name)
+        except NotLoaded:  # a hold that is in the way, of other accounts than are asked for now
+            more.names.update(name for x in loaded.holds.values() for name, _, _ in x.claims)
             return None
         if not more.late and any(isinstance(x, Refused) for x in answers) and self._sweep(link.late(now), more):
             return None
@@ -191,3 +188,17 @@ class Database:
         if len(rows) < SWEPT:
             self._swept = time.monotonic()
         return bool(rows)
+
+
+@contextlib.contextmanager
+def _rolled_back(link: Link) -> Iterator[None]:
+    """With what was not committed undone. An error within is the one that counts: that of a rollback on the same
+    broken connection would hide whether there was a commit.
+    """
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):
+            link.rollback()
+        raise
+    link.rollback()

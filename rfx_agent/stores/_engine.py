@@ -12,6 +12,7 @@ from rfx_agent.stores._url import Place
 
 __all__ = ["engine_for", "prepare"]
 
+_READS = "rfx_reads"  # the option of a connection that takes no lock, and so waits for nobody
 _LOCK = 0x7266785F  # of PostgreSQL's advisory locks, the one under which tables are made
 
 
@@ -57,12 +58,15 @@ def prepare(engine: sa.Engine, place: Place, name: str) -> None:
         StoreError: they are of a newer version.
         Exception: SQLAlchemy's, or the driver's.
     """
-    with engine.connect() as connection:
+    with engine.connect().execution_options(**{_READS: True}) as connection:
         if place.sqlite:
             raw: Any = connection.connection.driver_connection
             if raw.execute("PRAGMA journal_mode").fetchone() != ("wal",):
                 raw.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
-        version = _version(connection, name) or _create(connection, name)
+        version = _version(connection, name)
+    if version is None:
+        with engine.connect() as connection:
+            version = _create(connection, name)
     if version != _tables.VERSION:
         raise StoreError(
             f"{place.shown}: the tables of {name} are of version {version}; this release of rfx_agent writes "
@@ -94,7 +98,9 @@ def _create(connection: sa.Connection, name: str) -> int:
 
 def _durable(connection: Any, _: object) -> None:
     connection.execute("PRAGMA synchronous = FULL")  # what was answered survives a power cut
+    connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages: a reservation writes about six
 
 
 def _immediate(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reads = connection.get_execution_options().get(_READS)
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ __all__ = ["AWAY", "SWEPT", "Link", "Loaded", "PostgresLink", "SQLiteLink", "Unk
 AWAY = ("08", "57P", "53300")  # SQL states: connections, an operator's shutdown, too many connections
 SWEPT = 200  # holds written off in one transaction
 _FORGOTTEN = 1000  # rows forgotten in one transaction
+_CROWDED = 0.003  # seconds for locking rows above which others must be at them
 
 
 class Unknown(Exception):
@@ -62,12 +64,12 @@ class Link(Protocol):
         """Write and commit. Raises ``Unknown`` where the commit broke."""
         ...
 
-    def open(self, accounts: Sequence[AccountRow]) -> None:
-        """Make accounts that are not there, in a transaction of its own."""
+    def open(self, accounts: Sequence[AccountRow], *, patient: bool) -> None:
+        """Make accounts that are not there, in a transaction of its own; raises ``Taken`` as ``load``."""
         ...
 
     def forget(self) -> bool:
-        """Delete some of what ended long ago; whether that was all."""
+        """Delete some of what ended long ago; whether that was all. Never waits in line: raises ``Taken``."""
         ...
 
     def everything(self) -> tuple[list[AccountRow], list[HoldRow], int]:
@@ -140,13 +142,13 @@ class SQLiteLink(_Link):
         except Exception as error:
             raise Unknown from error
 
-    def open(self, accounts: Sequence[AccountRow]) -> None:
-        self._begin()
+    def open(self, accounts: Sequence[AccountRow], *, patient: bool) -> None:
+        self._begin(patient=patient)
         self._raw.executemany(self._does.open_account, map(row_of_account, accounts))
         self._raw.execute("COMMIT")
 
     def forget(self) -> bool:
-        self._begin()
+        self._begin(patient=False)
         done = self._raw.execute(self._does.forget, {"now": self._time, "most": _FORGOTTEN})
         self._raw.execute("COMMIT")
         return bool(done.rowcount < _FORGOTTEN)
@@ -160,19 +162,23 @@ class SQLiteLink(_Link):
         return accounts, [hold_of(x) for x in run(self._does.all_late, {"now": now})], now
 
     def rollback(self) -> None:
-        if self._raw.in_transaction:
-            self._raw.execute("ROLLBACK")
-        self._gate.leave()
+        try:
+            if self._raw.in_transaction:
+                self._raw.execute("ROLLBACK")
+        finally:
+            self._gate.leave()
 
     def close(self) -> None:
         """Let go of the connection, and of the place in the line."""
-        self._gate.close()
-        super().close()
+        try:
+            super().close()
+        finally:
+            self._gate.close()
 
     def inherited(self) -> None:
         self._gate.close()
 
-    def _begin(self, *, patient: bool = True) -> None:
+    def _begin(self, *, patient: bool) -> None:
         self._gate.enter(patient=patient)
         self._raw.execute("BEGIN IMMEDIATE")
 
@@ -186,18 +192,21 @@ class PostgresLink(_Link):
         from psycopg.types.numeric import Int8Dumper
 
         self._idle = TransactionStatus.IDLE
+        self._crowded = False
         # Integers of one width, whatever their size: or each mix of widths would be a statement to prepare.
         self._raw.adapters.register_dumper(int, Int8Dumper)
 
     def load(self, names: Collection[str], ids: Collection[str], *, sweep: bool, patient: bool) -> Loaded:
         run, does, when = self._raw.execute, self._does, {"now": self._time}
+        begun = time.monotonic()
         with self._raw.pipeline():
             late = run(does.late, {**when, "most": SWEPT}) if sweep else None
-            if names:
+            if names and self._crowded:
                 run(does.line, {"key": _key(min(names))})
             accounts = run(does.accounts, {"names": list(names)}) if names else ()
             now = run(does.clock, when)  # when the accounts are locked
             holds = run(does.holds, {"ids": list(ids)})
+        self._crowded = time.monotonic() - begun > _CROWDED
         found = {x.name: x for x in map(account_of, accounts)}
         held = {x.id: x for x in map(hold_of, holds)}
         return Loaded(found, held, int(now.fetchone()[0]), late and late.fetchall())
@@ -224,7 +233,7 @@ class PostgresLink(_Link):
                 raise
             raise Unknown from error
 
-    def open(self, accounts: Sequence[AccountRow]) -> None:
+    def open(self, accounts: Sequence[AccountRow], *, patient: bool) -> None:
         with self._raw.cursor() as cursor:
             cursor.executemany(self._does.open_account, list(map(row_of_account, accounts)))
         self._raw.commit()

@@ -101,7 +101,8 @@ class Statements:
         self.accounts = text(named.with_for_update() if postgres else named)
         self.holds = text(found.with_for_update() if postgres else found)
         self.clock = text(sa.select(clock))
-        # Who waits for several rows of others waits anew at each; before the first of them they stand in one line.
+        # Who waits for several rows of others waits anew at each, and not in turn. In a crowd they stand in one line
+        # before the first of them.
         self.line = text(sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("key", type_=sa.BigInteger))))
         late = sa.and_(holds.c.state == sa.literal_column(str(OPEN)), holds.c.due <= clock)
         some = sa.bindparam("most", type_=sa.Integer)

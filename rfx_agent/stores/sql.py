@@ -36,7 +36,8 @@ class SQLStore(AsyncClosing):
 
     Args:
         url: ``sqlite:///relative.db``, ``sqlite:////absolute/path.db`` or ``postgresql://user:password@host/database``.
-            An SQLite file must lie on a disk of the machine, not on a network share.
+            An SQLite file must lie on a disk of the machine, not on a network share. Beside it stands an empty one
+            whose name ends in ``-rfx``: before it processes wait in line.
         clock: seconds since the epoch. By default the machine's for a file, and for PostgreSQL the database's: the
             clocks of machines differ.
         keep: seconds that ended reservations and records are remembered; a run that is taken up later pays again.
