@@ -64,40 +64,38 @@ class Reserve:
 
 
 @dataclass(frozen=True, slots=True)
-class Settle:
-    """See ``ports.BudgetStore.settle``."""
+class _Ended:
+    """What ends a hold: it needs that hold, and the accounts of its claims."""
 
     hold: Hold
-    actual: Mapping[str, int]
-    record: str | None
-    claims: tuple[Claim, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
         return (self.hold.id,)
 
     @property
+    def claims(self) -> tuple[Claim, ...]:
+        return ()
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(x.account for x in self.hold.claims)
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(_Ended):
+    """See ``ports.BudgetStore.settle``."""
+
+    actual: Mapping[str, int]
+    record: str | None
 
     def on(self, book: Book, now: int) -> None:
         book.settle(self.hold, self.actual, self.record, now)
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class Release(_Ended):
     """See ``ports.BudgetStore.release``."""
-
-    hold: Hold
-    claims: tuple[Claim, ...] = ()
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return (self.hold.id,)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(x.account for x in self.hold.claims)
 
     def on(self, book: Book, now: int) -> None:
         book.release(self.hold, now)
