@@ -42,10 +42,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from rfx_agent.limits import Claim, Grant, Hold
-from rfx_agent.stores import MemoryStore, SQLStore
-from rfx_agent.stores._engine import engine_for
-from rfx_agent.stores._url import place_of
+from rfx_agent.budgets.limits import Claim, Grant, Reservation
+from rfx_agent.budgets.memory import MemoryStore
+from rfx_agent.budgets.sql.engine import engine_for
+from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.budgets.sql.url import place_of
 
 MEMORY = "memory"
 RECORD = "x" * 1000
@@ -94,10 +95,10 @@ def ways_of(url: str) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     store: Any = MemoryStore() if url == MEMORY else SQLStore(url)
     bare, ids = Bare(url), (f"{os.getpid()}/{i}" for i in itertools.count())
 
-    def reserve() -> Hold:
+    def reserve() -> Reservation:
         return held(store.reserve(next(ids), CLAIMS, seconds=600.0))
 
-    async def areserve() -> Hold:
+    async def areserve() -> Reservation:
         return held(await store.areserve(next(ids), CLAIMS, seconds=600.0))
 
     async def apair() -> None:
@@ -120,9 +121,9 @@ def ways_of(url: str) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     }
 
 
-def held(grant: Grant) -> Hold:
+def held(grant: Grant) -> Reservation:
     """The hold; limits are so high that there must be one."""
-    if not isinstance(grant, Hold):
+    if not isinstance(grant, Reservation):
         raise TypeError(f"refused: {grant}")
     return grant
 

@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from rfx_agent import LocalSampler, Rollout, SampleRequest, Step
-from rfx_agent.backends.transformers import CausalModel, TransformersScorer
-from rfx_agent.features import evidence_of
+from rfx_agent.evidence.features import evidence_of
+from rfx_agent.samplers.transformers import CausalModel, TransformersScorer
 
 PROMPT = (
     "A tank holds 240 litres. A pump fills it at 7 litres a minute while a leak drains 3 litres every 2 minutes. The "
@@ -85,8 +85,8 @@ def main() -> None:
 
     specialist = CausalModel(options.specialist, **given)
     clock.time("load_specialist", specialist.start)
-    if importlib.util.find_spec("rfx_agent.backends.transformers.sampler"):
-        from rfx_agent.backends.transformers import TransformersSampler
+    if importlib.util.find_spec("rfx_agent.samplers.transformers.sampler"):
+        from rfx_agent.samplers.transformers import TransformersSampler
 
         inside = TransformersSampler(specialist)
         inside.sample(warm)

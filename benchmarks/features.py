@@ -1,9 +1,8 @@
 """Token features per second, against the literal definition on the same machine in the same run.
 
-Prints one JSON object. One thread (the kernels call no BLAS); ``--positions``, ``--k`` set the size. ``tokens_per_s``
-is the NumPy kernel on tables that were checked before; ``arrow`` starts from Arrow batches as Parquet gives them,
-checks included, with the compiled kernel (extra ``fast``) and without. ``limit`` is what no kernel can beat: the
-exponentials alone, and reading every byte of the input once.
+Prints one JSON object. One thread (the kernel calls no BLAS); ``--positions``, ``--k`` set the size. ``tokens_per_s``
+is the kernel on tables that were checked before; ``arrow`` starts from Arrow batches as Parquet gives them, checks
+included. ``limit`` is what no kernel can beat: the exponentials alone, and reading every byte of the input once.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import literal  # the tests' own reference
 
-from rfx_agent.features import TokenFeatures, TopLogprobs, token_features
+from rfx_agent.evidence.features import TopLogprobs, token_features
 
 VOCABULARY = 151_936
 LENGTH = 500  # tokens of a rollout, in Arrow batches
@@ -65,20 +64,13 @@ def arrow_batch(spec: TopLogprobs, anc: TopLogprobs) -> object:
     return pa.record_batch(columns)
 
 
-def from_arrow(spec: TopLogprobs, anc: TopLogprobs, want: TokenFeatures, plain: float) -> dict[str, object]:
-    """Tokens per second from Arrow batches to token features, per kernel, and how far its results are from NumPy's."""
-    from rfx_agent.lab._kernel import available
+def from_arrow(spec: TopLogprobs, anc: TopLogprobs, plain: float) -> dict[str, float]:
+    """Tokens per second from Arrow batches to token features."""
     from rfx_agent.lab.batches import token_features_of_batch
 
-    batch, found = arrow_batch(spec, anc), {}
-    for name, fast in (("numba", True), ("numpy", False)):
-        if fast and not available():
-            continue
-        got = token_features_of_batch(batch, fast=fast)  # compiles
-        speed = len(spec) / best(lambda fast=fast: token_features_of_batch(batch, fast=fast), 7)
-        error = max(float(np.max(np.abs(getattr(got, n) - getattr(want, n)))) for n in TokenFeatures.__slots__)
-        found[name] = {"tokens_per_s": round(speed), "ratio": round(speed / plain, 1), "max_abs_error": error}
-    return found
+    batch = arrow_batch(spec, anc)
+    speed = len(spec) / best(lambda: token_features_of_batch(batch), 7)
+    return {"tokens_per_s": round(speed), "ratio": round(speed / plain, 1)}
 
 
 def limit(spec: TopLogprobs, anc: TopLogprobs) -> dict[str, int]:
@@ -135,7 +127,7 @@ def main() -> None:
                 "table_tokens_per_s": round(build),
                 "max_abs_error": error,
                 "agrees_1e-9": error <= 1e-9,
-                "arrow": from_arrow(spec, anc, got, plain),
+                "arrow": from_arrow(spec, anc, plain),
                 "limit": limit(spec, anc),
             }
         )

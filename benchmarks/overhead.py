@@ -26,8 +26,8 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import RetryPolicy
 
 from rfx_agent import Recovery, Rollout, Step, recovery_graph, step_input, with_recovery
-from rfx_agent.adapters.langgraph import RecoveryInput, RecoveryState
-from rfx_agent.case import decode
+from rfx_agent.adapters.graph.recovery_graph import RecoveryInput, RecoveryState
+from rfx_agent.codec import load
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
 STEP = Step.of("What is 6 times 7?")
@@ -80,7 +80,7 @@ def graphs() -> Ways:
     """A graph of one node that verifies, plain and with a retry policy, and the recovery graph."""
 
     def verify(state: Any) -> dict[str, Any]:
-        verdict = VERIFIER.verify(decode(Step, state["step"]), Rollout(state["candidate"]))
+        verdict = VERIFIER.verify(load(Step, state["step"]), Rollout(state["candidate"]))
         if not verdict.passed:
             raise ValueError(state["candidate"])
         return {"outcome": {"status": "accepted"}}
@@ -104,12 +104,12 @@ def graphs() -> Ways:
 
 def agents() -> Ways:
     """An agent whose model answers at once; only where LangChain's agents and our middleware are installed."""
-    if find_spec("langchain") is None or find_spec("rfx_agent.adapters.middleware") is None:
+    if find_spec("langchain") is None or find_spec("rfx_agent.adapters.agent.middleware") is None:
         return {}
     from langchain.agents import create_agent
     from langchain.agents.middleware import ModelRetryMiddleware
 
-    from rfx_agent.adapters.middleware import RecoverabilityMiddleware
+    from rfx_agent.adapters.agent.middleware import RecoverabilityMiddleware
 
     def agent(*middleware: Any) -> Any:
         answers = iter(lambda: AIMessage("42"), None)  # without end

@@ -33,10 +33,11 @@ from typing import Any
 
 import numpy as np
 
-from rfx_agent import FeatureError, Rollout, SampleRequest, SamplerError, Step
-from rfx_agent.backends.transformers import CausalModel, TransformersScorer
-from rfx_agent.backends.vllm import VLLMScorer, VLLMTokens, vllm_sampler
-from rfx_agent.features import TokenFeatures, TopLogprobs, token_features
+from rfx_agent import Rollout, SampleRequest, Step
+from rfx_agent.errors import FeatureError, SamplerError
+from rfx_agent.evidence.features import TokenFeatures, TopLogprobs, token_features
+from rfx_agent.samplers.transformers import CausalModel, TransformersScorer
+from rfx_agent.samplers.vllm.scorer import VLLMScorer, VLLMTokens, vllm_sampler
 
 PROMPTS = (
     "What is 17 times 23? Think step by step.",

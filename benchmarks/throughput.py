@@ -45,8 +45,8 @@ from rfx_agent import (
 
 ANSWER = "Answer: 42"
 VERIFIERS = {
-    "exact": lambda: ExactVerifier(answer="42"),
-    "regex": lambda: RegexVerifier(pattern=r"Answer: (\d+)", group=1),
+    "exact": lambda: ExactVerifier("42"),
+    "regex": lambda: RegexVerifier(r"Answer: (\d+)", group=1),
 }
 OVER = {
     "empty_node": "graph",

@@ -4,7 +4,6 @@ python examples/arithmetic.py
 """
 
 from rfx_agent import (
-    Case,
     ExactVerifier,
     LocalSampler,
     ProgramTool,
@@ -15,7 +14,7 @@ from rfx_agent import (
     recovery_graph,
     step_input,
 )
-from rfx_agent.case import decode
+from rfx_agent.adapters.graph.recovery_graph import case_of
 
 
 def main() -> None:
@@ -29,9 +28,9 @@ def main() -> None:
         seed=7,
     )
     graph = recovery_graph(recovery, interrupts=False)
-    step = Step.of("What is 738 times 962? End with one line: Answer: <number>", reference="709956")
+    step = Step.of("What is 738 times 962? End with one line: Answer: <number>", expected="709956")
     state = graph.invoke(step_input(step, candidate="738 * 962 = 709,856. Answer: 709856"))
-    case = decode(Case, state["recovery"])
+    case = case_of(state)
     for decision in case.decisions:
         print(f"{decision.route:12} {decision.sentence}")
     outcome = outcome_of(state)

@@ -37,7 +37,7 @@ def main() -> None:
     solve = with_recovery(
         prompt | model | StrOutputParser(),
         verifier=ExactVerifier(),
-        prompt=lambda given: Step.of(given["question"], reference=given["right"]),  # the verifier alone sees it
+        prompt=lambda given: Step.of(given["question"], expected=given["right"]),  # the verifier alone sees it
         extra_samples=1,
     )
     given = {"question": "What is 17 times 24?", "right": "408"}

@@ -63,7 +63,7 @@ def main() -> None:
         how=parser.get_format_instructions()
     )
     # The parser raises on the first two texts: for the wrapper these are failed answers, not a broken chain.
-    verifier = PydanticVerifier(model=Invoice)
+    verifier = PydanticVerifier(Invoice)
     extract = with_recovery(prompt | model | parser, verifier=verifier, extra_samples=2, on_event=tell)
     invoice = extract.invoke({"letter": LETTER})
     print(type(invoice).__name__, invoice.issued, [item.name for item in invoice.items], invoice.total)

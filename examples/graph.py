@@ -38,7 +38,7 @@ def solver(*answers: str) -> Callable[[State], State]:
 def around(recovery: Recovery, given: State) -> None:
     """One line: the node is run again until an answer is verified."""
     solve = solver("Lyon", "Nice", "Paris", "Lyon")
-    solve = recoverable(solve, recovery=recovery, prompt="question", answer="answer", reference="expected")
+    solve = recoverable(solve, recovery=recovery, prompt="question", answer="answer", expected="expected")
     builder = StateGraph(State)
     builder.add_node("solve", solve)
     builder.add_edge(START, "solve")
@@ -52,7 +52,7 @@ def behind(recovery: Recovery, given: State) -> None:
     builder.add_node("solve", solver("Lyon"))
     builder.add_edge(START, "solve")
     builder.add_edge("solve", END)
-    add_recovery(builder, "solve", recovery=recovery, prompt="question", answer="answer", reference="expected")
+    add_recovery(builder, "solve", recovery=recovery, prompt="question", answer="answer", expected="expected")
     agent = builder.compile(checkpointer=InMemorySaver())
     thread: RunnableConfig = {"configurable": {"thread_id": "capital"}}
     asked = agent.invoke(given, thread)["__interrupt__"][0].value

@@ -32,11 +32,11 @@ def passes_the_tests(step: Step, rollout: Rollout) -> Verdict:
     """Run the code in the rollout, and each test after it; the program is a stranger's, so it runs in the sandbox."""
     fenced = re.findall(r"```(?:python)?\n(.*?)```", rollout.text, re.DOTALL)
     code = fenced[-1] if fenced else rollout.text
-    for test in step.reference:
+    for test in step.expected:
         result = sandbox.run(f"{code}\n\nanswer = {test}")
         if result.answer != "True":
             return Verdict(False, answer=code, reason=f"{test}: {result.error or result.answer}")
-    return Verdict(True, answer=code, reason=f"all {len(step.reference)} tests pass")
+    return Verdict(True, answer=code, reason=f"all {len(step.expected)} tests pass")
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         verifier=FunctionVerifier(passes_the_tests),
     )
     with sandbox:
-        case = recovery.run(Step.of(TASK, reference=TESTS), candidate=FORGETS_TO_SORT)
+        case = recovery.run(Step.of(TASK, expected=TESTS), candidate=FORGETS_TO_SORT)
     for rollout in case.rollouts:
         print(f"{rollout.id} {'passed' if rollout.passed else 'failed'}: {rollout.verdict and rollout.verdict.reason}")
     print(f"{case.outcome and case.outcome.status}:\n{case.outcome and case.outcome.answer}")

@@ -1,7 +1,7 @@
 """The recovery graph on its own, configured by an assistant's settings and by the environment (see ``settings``).
 
-Input: ``{"step": {"messages": [...], "reference": "42"}}``, optionally with ``candidate``, the text that failed. A step
-may be a prompt alone where the verifier needs no reference.
+Input: ``{"step": {"messages": [...], "expected": "42"}}``, optionally with ``candidate``, the text that failed. A step
+may be a prompt alone where the verifier needs nothing to compare with.
 """
 
 from __future__ import annotations

@@ -23,13 +23,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rfx_agent import (
-    AgreementVerifier,
     ConfigError,
-    DefaultPolicy,
     Escalation,
     ExactVerifier,
-    FixedPolicy,
-    LearnedPolicy,
     LocalSampler,
     MathVerifier,
     OpenAISampler,
@@ -41,8 +37,9 @@ from rfx_agent import (
     SQLStore,
     Window,
 )
-from rfx_agent.policies import Policy
+from rfx_agent.policies import DefaultPolicy, FixedPolicy, LearnedPolicy, Policy
 from rfx_agent.ports import Sampler, Verifier
+from rfx_agent.verifiers import AgreementVerifier
 
 __all__ = ["Settings", "recovery_of"]
 
@@ -90,7 +87,7 @@ class Settings(BaseModel):
         "exact",
         title="Verifier",
         description=(
-            "exact: the reference, in a canonical form. math: equal to the reference as mathematics. regex: the "
+            "exact: what is expected, in a canonical form. math: equal to it as mathematics. regex: the "
             "pattern is found. agreement: most samples agree, which proves nothing."
         ),
     )
@@ -99,12 +96,12 @@ class Settings(BaseModel):
         "default",
         title="Policy",
         description=(
-            "default: by the evidence of the failure. fixed: the operators below in turn. learned: by the expected "
+            "default: by the evidence of the failure. fixed: the remedies below in turn. learned: by the expected "
             "rescue per cost, from the published failures."
         ),
     )
-    operators: tuple[Literal["retry", "local_temp", "tool"], ...] = Field(
-        ("retry",), title="Operators", description="Sequence of the policy fixed.", min_length=1
+    remedies: tuple[Literal["retry", "local_temp", "tool"], ...] = Field(
+        ("retry",), title="Remedies", description="Sequence of the policy fixed.", min_length=1
     )
     extra_samples: int = Field(
         3, title="Extra samples", description="Draws asked for when a candidate failed.", ge=0, le=64
@@ -222,7 +219,7 @@ def _verifier(settings: Settings) -> Verifier:
         case "math":
             return MathVerifier()
         case "regex":
-            return RegexVerifier(pattern=settings.pattern)
+            return RegexVerifier(settings.pattern)
         case "agreement":
             return AgreementVerifier()
 
@@ -232,6 +229,6 @@ def _policy(settings: Settings) -> Policy:
         case "default":
             return DefaultPolicy()
         case "fixed":
-            return FixedPolicy(settings.operators)
+            return FixedPolicy(settings.remedies)
         case "learned":
             return LearnedPolicy()

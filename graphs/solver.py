@@ -7,15 +7,14 @@ from langgraph.runtime import Runtime
 from typing_extensions import TypedDict
 
 from graphs.settings import Settings, recovery_of
-from rfx_agent import Recovery, SampleRequest, Step
-from rfx_agent.adapters.node import add_recovery
+from rfx_agent import Recovery, SampleRequest, Step, add_recovery
 
 
 class SolverInput(TypedDict):
     """What the agent is asked, and what the verifier compares with."""
 
     question: str
-    reference: str
+    expected: str
 
 
 class SolverState(SolverInput):
@@ -61,7 +60,7 @@ add_recovery(
     recovery=recovery_of,
     prompt=step_of,
     answer="answer",
-    reference="reference",
+    expected="expected",
     outcome="outcome",
 )
 graph = builder.compile(name="solver")

@@ -1,109 +1,57 @@
 """Recovery for failed reasoning steps in LangGraph agents: diagnose, route, rescue, under a budget.
 
 Importing this package loads neither a provider's SDK nor LangGraph; the names that need one load it when they are
-first used.
+first used. The names here are those that most programs need. The others are public by their module:
+``rfx_agent.errors``, ``.records``, ``.policies``, ``.samplers``, ``.evidence``, ``.escalation``, ``.testing``.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rfx_agent._errors import (
-    BudgetExhausted,
-    CalibrationError,
-    CircuitOpen,
-    ConfigError,
-    EscalationError,
-    FeatureError,
-    RfxError,
-    SamplerError,
-    SamplerTimeout,
-    StoreError,
-    TokenizerMismatch,
-    ToolError,
-    ToolInputError,
-    Unresolved,
-    VerifierError,
-    WeightsCorrupt,
-    WeightsError,
-)
-from rfx_agent._records import Decision, Diagnosis
-from rfx_agent._types import Rollout, SampleRequest, SampleResult, ScoreResult, Step, Usage, Verdict
-from rfx_agent.budgets import Ledger, Price, RetryBudget
-from rfx_agent.calibration import Calibration
+from rfx_agent._lazy import lazily
+from rfx_agent.budgets.limits import InFlight, Ratio, Window
+from rfx_agent.budgets.shared import SharedBudget
+from rfx_agent.budgets.step import Price, RetryBudget
 from rfx_agent.case import Case, Outcome
-from rfx_agent.engine import Escalation, Recovery
-from rfx_agent.limits import InFlight, Ratio, Window
-from rfx_agent.policies import DefaultPolicy, FixedPolicy, LearnedPolicy, ShadowPolicy, Worth
-from rfx_agent.routing import RoutingRule, route
-from rfx_agent.shared import SharedBudget
+from rfx_agent.errors import ConfigError, RfxError, Unresolved
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
+from rfx_agent.recovery import Escalation, Recovery
 
 if TYPE_CHECKING:
-    from rfx_agent.adapters.langchain import ChatModelSampler
-    from rfx_agent.adapters.langgraph import outcome_of, recovery_graph, step_input
-    from rfx_agent.adapters.middleware import RecoverabilityMiddleware
-    from rfx_agent.adapters.node import add_recovery, recoverable
-    from rfx_agent.adapters.overdue import aclose_overdue, close_overdue
-    from rfx_agent.adapters.wrap import with_recovery
-    from rfx_agent.backends.breaker import CircuitBreaker
-    from rfx_agent.backends.local import LocalSampler
-    from rfx_agent.backends.openai import OpenAISampler
-    from rfx_agent.backends.prefix import PrefixSteerer
-    from rfx_agent.backends.transformers import (
-        CausalModel,
-        TransformersSampler,
-        TransformersScorer,
-        TransformersSteerer,
-    )
-    from rfx_agent.backends.vllm import VLLMScorer, vllm_sampler
-    from rfx_agent.escalation.webhook import Webhook
-    from rfx_agent.prices import price_of
-    from rfx_agent.stores import MemoryStore, SQLStore
-    from rfx_agent.tools import LangChainTool, ProgramTool
-    from rfx_agent.verifiers import (
-        AgreementVerifier,
-        ExactVerifier,
-        FunctionVerifier,
-        JsonSchemaVerifier,
-        JudgeVerifier,
-        MathVerifier,
-        PydanticVerifier,
-        RegexVerifier,
-    )
+    from rfx_agent.adapters.agent.middleware import RecoverabilityMiddleware
+    from rfx_agent.adapters.chain.wrap import with_recovery
+    from rfx_agent.adapters.graph.behind import add_recovery
+    from rfx_agent.adapters.graph.node import recoverable
+    from rfx_agent.adapters.graph.recovery_graph import outcome_of, recovery_graph, step_input
+    from rfx_agent.budgets.memory import MemoryStore
+    from rfx_agent.budgets.prices import price_of
+    from rfx_agent.budgets.sql.store import SQLStore
+    from rfx_agent.samplers.chat import ChatModelSampler
+    from rfx_agent.samplers.local import LocalSampler
+    from rfx_agent.samplers.openai import OpenAISampler
+    from rfx_agent.tools.program import ProgramTool
+    from rfx_agent.verifiers.function import FunctionVerifier
+    from rfx_agent.verifiers.judge import JudgeVerifier
+    from rfx_agent.verifiers.math import MathVerifier
+    from rfx_agent.verifiers.schema import JsonSchemaVerifier, PydanticVerifier
+    from rfx_agent.verifiers.text import ExactVerifier, RegexVerifier
 
 __all__ = [
-    "AgreementVerifier",
-    "BudgetExhausted",
-    "Calibration",
-    "CalibrationError",
     "Case",
-    "CausalModel",
     "ChatModelSampler",
-    "CircuitBreaker",
-    "CircuitOpen",
     "ConfigError",
-    "Decision",
-    "DefaultPolicy",
-    "Diagnosis",
     "Escalation",
-    "EscalationError",
     "ExactVerifier",
-    "FeatureError",
-    "FixedPolicy",
     "FunctionVerifier",
     "InFlight",
     "JsonSchemaVerifier",
     "JudgeVerifier",
-    "LangChainTool",
-    "LearnedPolicy",
-    "Ledger",
     "LocalSampler",
     "MathVerifier",
     "MemoryStore",
     "OpenAISampler",
     "Outcome",
-    "PrefixSteerer",
     "Price",
     "ProgramTool",
     "PydanticVerifier",
@@ -114,89 +62,47 @@ __all__ = [
     "RetryBudget",
     "RfxError",
     "Rollout",
-    "RoutingRule",
     "SQLStore",
     "SampleRequest",
     "SampleResult",
-    "SamplerError",
-    "SamplerTimeout",
-    "ScoreResult",
-    "ShadowPolicy",
     "SharedBudget",
     "Step",
-    "StoreError",
-    "TokenizerMismatch",
-    "ToolError",
-    "ToolInputError",
-    "TransformersSampler",
-    "TransformersScorer",
-    "TransformersSteerer",
     "Unresolved",
     "Usage",
-    "VLLMScorer",
     "Verdict",
-    "VerifierError",
-    "Webhook",
-    "WeightsCorrupt",
-    "WeightsError",
     "Window",
-    "Worth",
-    "aclose_overdue",
     "add_recovery",
-    "close_overdue",
     "outcome_of",
     "price_of",
     "recoverable",
     "recovery_graph",
-    "route",
     "step_input",
-    "vllm_sampler",
     "with_recovery",
 ]
 
 _LAZY = {
-    "AgreementVerifier": "verifiers",
-    "CircuitBreaker": "backends.breaker",
-    "CausalModel": "backends.transformers",
-    "ChatModelSampler": "adapters.langchain",
-    "ExactVerifier": "verifiers",
-    "FunctionVerifier": "verifiers",
-    "JsonSchemaVerifier": "verifiers",
-    "JudgeVerifier": "verifiers",
-    "LangChainTool": "tools",
-    "LocalSampler": "backends.local",
-    "MathVerifier": "verifiers",
-    "MemoryStore": "stores",
-    "OpenAISampler": "backends.openai",
-    "PrefixSteerer": "backends.prefix",
-    "ProgramTool": "tools",
-    "PydanticVerifier": "verifiers",
-    "RecoverabilityMiddleware": "adapters.middleware",
-    "RegexVerifier": "verifiers",
-    "SQLStore": "stores",
-    "TransformersSampler": "backends.transformers",
-    "TransformersScorer": "backends.transformers",
-    "TransformersSteerer": "backends.transformers",
-    "VLLMScorer": "backends.vllm",
-    "Webhook": "escalation.webhook",
-    "aclose_overdue": "adapters.overdue",
-    "add_recovery": "adapters.node",
-    "close_overdue": "adapters.overdue",
-    "outcome_of": "adapters.langgraph",
-    "price_of": "prices",
-    "recoverable": "adapters.node",
-    "recovery_graph": "adapters.langgraph",
-    "step_input": "adapters.langgraph",
-    "vllm_sampler": "backends.vllm",
-    "with_recovery": "adapters.wrap",
+    "ChatModelSampler": "samplers.chat",
+    "ExactVerifier": "verifiers.text",
+    "FunctionVerifier": "verifiers.function",
+    "JsonSchemaVerifier": "verifiers.schema",
+    "JudgeVerifier": "verifiers.judge",
+    "LocalSampler": "samplers.local",
+    "MathVerifier": "verifiers.math",
+    "MemoryStore": "budgets.memory",
+    "OpenAISampler": "samplers.openai",
+    "ProgramTool": "tools.program",
+    "PydanticVerifier": "verifiers.schema",
+    "RecoverabilityMiddleware": "adapters.agent.middleware",
+    "RegexVerifier": "verifiers.text",
+    "SQLStore": "budgets.sql.store",
+    "add_recovery": "adapters.graph.behind",
+    "outcome_of": "adapters.graph.recovery_graph",
+    "price_of": "budgets.prices",
+    "recoverable": "adapters.graph.node",
+    "recovery_graph": "adapters.graph.recovery_graph",
+    "step_input": "adapters.graph.recovery_graph",
+    "with_recovery": "adapters.chain.wrap",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"rfx_agent.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+__getattr__, __dir__ = lazily(__name__, _LAZY)

@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import Any
 
-from rfx_agent._errors import ConfigError
+from rfx_agent.errors import ConfigError
 
 __all__ = ["need", "need_patient"]
 

@@ -1,23 +1,125 @@
-"""One failing step and everything that happened to it: a value that nodes pass on and a checkpoint keeps."""
+"""One failing step and everything that happened to it: attempts, diagnosis, decisions, outcome.
+
+A ``Case`` is a value that nodes pass on and a checkpoint keeps.
+"""
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._records import Attempt, Decision, Diagnosis
-from rfx_agent._types import Operator, Rollout, Step
-from rfx_agent.budgets import Ledger
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.errors import ConfigError
+from rfx_agent.records import Agreement, Evidence, Rollout, Spend, Step
 
-__all__ = ["Ask", "Case", "Outcome", "Status", "decode", "encode"]
+__all__ = ["Ask", "Attempt", "Case", "Decision", "Diagnosis", "Outcome", "Regime", "Status"]
 
-Status = Literal["accepted", "rescued", "human", "rejected", "unresolved", "unasked"]
-T = TypeVar("T")
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+Regime: TypeAlias = Literal["stochastic", "structural", "out_of_reach"]
+"""What kind of failure one is: an unlucky draw, one that resists more draws, one that nothing is expected to rescue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What one round of a remedy did; the rollouts that it produced name the round.
+
+    Attributes:
+        remedy: what was tried.
+        asked: candidate answers it was to produce.
+        got: candidate answers it did produce.
+        misses: tries that ended with nothing to judge and count as failures of the remedy (a program that does
+            not run). A model that could not be reached is no miss: it says nothing about the failure.
+        tokens: what it cost.
+        note: why it produced less than was asked, if it did; may quote model output, so it is untrusted.
+    """
+
+    remedy: str
+    asked: int = 1
+    got: int = 0
+    misses: int = 0
+    tokens: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that a policy may know about one failure.
+
+    Attributes:
+        step_id: the step.
+        evidence: what the features were computed from.
+        features: trajectory features by name, or None where they are unavailable; never zero in their place.
+        z: the features against the calibration, or None.
+        calibration: name of the calibration used.
+        routable: whether the features may route: calibrated, with enough failures behind it, and inside it.
+        caveats: sentences that say why they may not, and what else was missing.
+        draws: plain draws from the original prompt so far.
+        passes: how many of them passed.
+        agreement: how their answers are spread.
+        posterior: per remedy, the Beta(alpha, beta) of one more attempt passing.
+        tried: per remedy, rounds made so far on this failure.
+        cost: per remedy that this deployment can carry out, the most that one attempt may cost.
+        passed: id of a rollout that passed, or None.
+        blocked: sentence saying why no model can be asked any more, or "".
+        blocked_by: the same for a machine (see ``Case``).
+    """
+
+    step_id: str
+    evidence: Evidence = "samples"
+    features: Mapping[str, float] | None = None
+    z: Mapping[str, float] | None = None
+    calibration: str = ""
+    routable: bool = False
+    caveats: tuple[str, ...] = ()
+    draws: int = 0
+    passes: int = 0
+    agreement: Agreement = Agreement()
+    posterior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    tried: Mapping[str, int] = field(default_factory=dict)
+    cost: Mapping[str, Spend] = field(default_factory=dict)
+    passed: str | None = None
+    blocked: str = ""
+    blocked_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision of a policy, as it is logged, replayed and shown.
+
+    Attributes:
+        route: "accept", or the graph's next node: "resample", "tool_verify", "steer" or "escalate".
+        remedy: what that node is to do; None for ``accept``.
+        regime: what kind of failure this is held to be; None where nothing failed or nothing was measured.
+        reason: short machine-readable cause ("passed", "budget:tokens", "out_of_reach", "rule:local_temp", ...).
+        sentence: the same for a person.
+        policy: name and version of the rule that decided.
+        evidence, features, z, posterior: what it rested on (see ``Diagnosis``).
+        expected: per remedy considered, the expected probability that one attempt rescues.
+        temperature: decode temperature for the remedy, where it is not the default.
+        from_junction: whether the remedy starts at the junction instead of at the beginning.
+        budget_before: what was left of each cap (None: no cap).
+        budget_after: the same after the remedy was paid for; None until then.
+    """
+
+    route: str
+    remedy: str | None = None
+    regime: Regime | None = None
+    reason: str = ""
+    sentence: str = ""
+    policy: str = ""
+    evidence: Evidence = "samples"
+    features: Mapping[str, float] | None = None
+    z: Mapping[str, float] | None = None
+    posterior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
+    temperature: float | None = None
+    from_junction: bool = False
+    budget_before: Mapping[str, int | float | None] = field(default_factory=dict)
+    budget_after: Mapping[str, int | float | None] | None = None
+
+
+Status: TypeAlias = Literal["accepted", "rescued", "unconfirmed", "human", "rejected", "unresolved", "unasked"]
+"""How a step can end; see ``Outcome``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +128,27 @@ class Outcome:
 
     Attributes:
         status: ``accepted``, the candidate passed as it was; ``rescued``, a remedy produced a verified success;
+            ``unconfirmed``, a remedy produced an answer that only an opinion passed, with too little confidence;
             ``human``, a person gave or approved the answer; ``rejected``, a person turned it down;
             ``unresolved``, there is no answer that anybody vouches for; ``unasked``, the same, and a person should
             have been asked: the cap on escalations was spent.
         text: the text that stands, or None.
         answer: its parsed answer, where there is one.
-        by: the operator that produced it, or None.
+        by: the remedy that produced it, or None.
+        confidence: probability that the answer is right, as far as it was measured; None where it was not.
+        best: the best candidate where no answer stands, or None; nobody vouches for it.
         weak: true where what accepted it is no proof (agreement among samples, a judge).
         reason: machine-readable cause, as in ``Decision.reason``.
         sentence: the same for a person.
-        confirmed_by: ids of rollouts, by another operator, that arrived at the same answer.
+        confirmed_by: ids of rollouts, by another remedy, that arrived at the same answer.
     """
 
     status: Status
     text: str | None = None
     answer: str | None = None
-    by: Operator | None = None
+    by: str | None = None
+    confidence: float | None = None
+    best: str | None = None
     weak: bool = False
     reason: str = ""
     sentence: str = ""
@@ -50,7 +157,7 @@ class Outcome:
     @property
     def ok(self) -> bool:
         """Whether there is an answer to go on with."""
-        return self.status in ("accepted", "rescued", "human")
+        return self.status in ("accepted", "rescued", "unconfirmed", "human")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +171,8 @@ class Ask:
     """
 
     opened: float
-    deadline: float | None
-    default: Literal["approve", "reject"]
+    deadline: float | None = None
+    default: Literal["approve", "reject"] = "reject"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +226,12 @@ class Case:
         spent = self.ledger.spent
         return spent.calls / spent.asked if spent.asked else None
 
-    def draws(self, operator: str = "retry") -> tuple[Rollout, ...]:
-        """Distinct rollouts of ``operator``: those that repeat a response id are one draw."""
+    def draws(self, remedy: str = "retry") -> tuple[Rollout, ...]:
+        """Distinct rollouts of ``remedy``: those that repeat a response id are one draw."""
         seen: set[str] = set()
         kept = []
         for rollout in self.rollouts:
-            if rollout.operator != operator:
+            if rollout.remedy != remedy:
                 continue
             if rollout.response_id is not None:
                 if rollout.response_id in seen:
@@ -133,10 +240,10 @@ class Case:
             kept.append(rollout)
         return tuple(kept)
 
-    def tally(self, operator: str) -> tuple[int, int]:
-        """(tries, passes) of ``operator``; tries that produced nothing to judge included."""
-        drawn = self.draws(operator)
-        misses = sum(a.misses for a in self.attempts if a.operator == operator)
+    def tally(self, remedy: str) -> tuple[int, int]:
+        """(tries, passes) of ``remedy``; tries that produced nothing to judge included."""
+        drawn = self.draws(remedy)
+        misses = sum(a.misses for a in self.attempts if a.remedy == remedy)
         return len(drawn) + misses, sum(r.passed for r in drawn)
 
     def add(self, rollouts: tuple[Rollout, ...], attempt: Attempt) -> Case:
@@ -149,69 +256,3 @@ class Case:
         """With ``notes`` appended, those already there left out."""
         new = dict.fromkeys(n for n in notes if n not in self.notes)
         return replace(self, notes=(*self.notes, *new)) if new else self
-
-
-def encode(value: Any) -> Any:
-    """A record as plain JSON-able values; fields that hold their default are left out."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return value
-    if kind is tuple or kind is list:
-        return [encode(item) for item in value]
-    if (known := _fields(kind)) is not None:  # type: ignore[arg-type]  # classes are hashable
-        return {
-            name: encode(item)
-            for name, default in known
-            if (item := getattr(value, name)) is not default and (default is MISSING or item != default)
-        }
-    if isinstance(value, (tuple, list)):
-        return [encode(item) for item in value]
-    if isinstance(value, Mapping):
-        return {str(key): encode(item) for key, item in value.items()}
-    return value
-
-
-@cache
-def _fields(kind: type[Any]) -> tuple[tuple[str, Any], ...] | None:
-    """Names and defaults of a record's fields; None for what is no record. Looked up once a class: graphs encode a
-    whole case at every node."""
-    return tuple((f.name, f.default) for f in fields(kind)) if is_dataclass(kind) else None
-
-
-def decode(cls: type[T], data: Any) -> T:
-    """The record that ``encode`` wrote.
-
-    Raises:
-        ConfigError: when ``data`` is not such a record, naming the class.
-    """
-    try:
-        return _decode(cls, data)  # type: ignore[no-any-return]  # _decode follows annotations at run time
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"state: not a {cls.__name__} as this version writes it: {error}; start the step again"
-        ) from error
-
-
-def _decode(annotation: Any, data: Any) -> Any:
-    origin = get_origin(annotation)
-    if data is None or annotation in (Any, object) or origin is Literal:
-        return data
-    if origin in (Union, types.UnionType):
-        return _decode(next(a for a in get_args(annotation) if a is not type(None)), data)
-    if isinstance(annotation, type) and is_dataclass(annotation):
-        hints = _hints(annotation)
-        return annotation(**{name: _decode(hints[name], item) for name, item in data.items()})
-    if origin is tuple:
-        inner = get_args(annotation)
-        if inner[-1] is Ellipsis:
-            return tuple(_decode(inner[0], item) for item in data)
-        return tuple(_decode(a, item) for a, item in zip(inner, data, strict=True))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return {key: _decode(get_args(annotation)[1], item) for key, item in data.items()}
-    return data
-
-
-@cache
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    # Top-K tables are never kept in state, so their class is not needed to read one back.
-    return get_type_hints(cls, localns={"TopLogprobs": object, "FeatureError": object})

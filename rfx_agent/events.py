@@ -7,14 +7,13 @@ never the second, which stays the same through all nodes of a graph and over an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
-from rfx_agent._records import Decision
-from rfx_agent._types import Operator, Spend, Usage
-from rfx_agent.case import Outcome
+from rfx_agent.case import Decision, Outcome
+from rfx_agent.codec import SCHEMA, plain
+from rfx_agent.records import Spend, Usage
 
 __all__ = [
     "Decided",
@@ -61,7 +60,7 @@ class Sampled:
     """
 
     step_id: str
-    operator: Operator
+    remedy: str
     asked: int
     got: int
     usage: Usage
@@ -140,39 +139,31 @@ class Finished:
 
 Event: TypeAlias = Reserved | Sampled | Judged | Scored | ToolRan | Decided | Escalated | Finished
 
-_UNSAID = frozenset({"text", "answer"})
+_UNSAID = frozenset({"text", "answer", "best"})
 
 
 def as_record(event: Event) -> dict[str, Any]:
-    """``event`` as plain JSON-able values: ``{"type": "rfx.sampled", "step_id": ..., "operator": ..., ...}``.
+    """``event`` as plain JSON-able values: ``{"type": "rfx.sampled", "schema": 2, "step_id": ..., ...}``.
 
     The event's own fields are all there; of a record inside it, those that hold their default are left out. What
-    stays out for good is what was said: an outcome's text and answer, and the sentence that quotes a person.
+    stays out for good is what was said: an outcome's text and answers, and the sentence that quotes a person.
     """
     kind: Any = type(event)
-    record: dict[str, Any] = {"type": _name(kind)}
-    for name, _ in _layout(kind):
-        record[name] = _plain(getattr(event, name))
+    written = plain(event, mode="json")
+    record: dict[str, Any] = {"type": _name(kind), "schema": SCHEMA}
+    for name in _names(kind):
+        record[name] = written[name] if name in written else _blank(getattr(event, name))
     if isinstance(event, Finished):
         unsaid = _UNSAID | {"sentence"} if event.outcome.by == "human" else _UNSAID
         record["outcome"] = {key: value for key, value in record["outcome"].items() if key not in unsaid}
     return record
 
 
-def _plain(value: Any) -> Any:
-    # As ``case.encode``, with the layout of each class looked up once: hooks run on every step that passes.
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if is_dataclass(value):
-        kind: Any = type(value)
-        return {
-            name: _plain(item)
-            for name, default in _layout(kind)
-            if (item := getattr(value, name)) is not default and item != default
-        }
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value]
+def _blank(default: Any) -> Any:
+    """A field's default: a record that holds nothing but defaults is an empty one."""
+    if isinstance(default, Usage):
+        return {}
+    return list(default) if isinstance(default, tuple) else default
 
 
 @cache
@@ -181,5 +172,5 @@ def _name(cls: type[Any]) -> str:
 
 
 @cache
-def _layout(cls: type[Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((f.name, f.default if f.default is not MISSING else _layout) for f in fields(cls))
+def _names(cls: type[Any]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls))

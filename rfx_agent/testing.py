@@ -5,23 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from rfx_agent._errors import ConfigError, SamplerError, ToolInputError
-from rfx_agent._types import (
-    Message,
-    Rollout,
-    SampleRequest,
-    SampleResult,
-    Spend,
-    Step,
-    ToolResult,
-    Usage,
-    Verdict,
-)
+from rfx_agent.errors import ConfigError, SamplerError, ToolInputError
+from rfx_agent.ports import Sampler, Tool, Verifier
+from rfx_agent.records import Message, Rollout, SampleRequest, SampleResult, Spend, Step, ToolResult, Usage, Verdict
 
 __all__ = ["ScriptedSampler", "ScriptedTool", "ScriptedVerifier"]
 
 
-class ScriptedSampler:
+class ScriptedSampler(Sampler):
     """Gives its texts in order, whatever it is asked, and remembers the requests.
 
     A text may also be an exception, raised when its turn comes, or a whole ``Rollout``. It counts one token a word.
@@ -30,6 +21,11 @@ class ScriptedSampler:
         texts: what to give; when they are used up, ``last`` or a ``SamplerError``.
         last: what to give from then on.
         continues_prefix: whether it takes a prefix.
+
+    Example:
+        >>> sampler = ScriptedSampler(["6", "7"])
+        >>> [sampler.sample(SampleRequest(({"role": "user", "content": "3 + 4?"},))).rollouts[0].text for _ in "12"]
+        ['6', '7']
     """
 
     name = "scripted"
@@ -45,6 +41,9 @@ class ScriptedSampler:
         self._last = last
         self.continues_prefix = continues_prefix
         self.requests: list[SampleRequest] = []
+
+    def __repr__(self) -> str:
+        return f"ScriptedSampler({len(self._texts)} texts left, last={self._last!r})"
 
     def sample(self, request: SampleRequest) -> SampleResult:
         """The next ``request.n`` texts."""
@@ -69,16 +68,19 @@ class ScriptedSampler:
         return self.sample(request)
 
 
-class ScriptedVerifier:
+class ScriptedVerifier(Verifier):
     """Passes the texts that ``passes`` accepts; the answer is the text, stripped.
 
     Args:
         passes: the accepted texts, or a function of the text.
         weak: what its verdicts say of themselves.
+
+    Example:
+        >>> ScriptedVerifier(["7"]).verify(Step.of("3 + 4?"), Rollout("7")).passed
+        True
     """
 
     name = "scripted"
-    needs_peers = False
     instant = True
 
     def __init__(self, passes: Sequence[str] | Callable[[str], bool], *, weak: bool = False) -> None:
@@ -86,7 +88,10 @@ class ScriptedVerifier:
         self._weak = weak
         self.judged: list[str] = []
 
-    def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:  # the port's signature
+    def __repr__(self) -> str:
+        return f"ScriptedVerifier(weak={self._weak}, judged={len(self.judged)})"
+
+    def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge by the text alone."""
         self.judged.append(rollout.text)
         text = rollout.text.strip()
@@ -97,11 +102,15 @@ class ScriptedVerifier:
         return self.verify(step, rollout, peers=peers)
 
 
-class ScriptedTool:
+class ScriptedTool(Tool):
     """A tool whose input is the model's whole text, and whose results come from a mapping of input to answer.
 
     Args:
         results: answer per input; an input that is not in it fails.
+
+    Example:
+        >>> ScriptedTool({"3 + 4": 7}).run("3 + 4").answer
+        '7'
     """
 
     name = "scripted"
@@ -112,6 +121,9 @@ class ScriptedTool:
             raise ConfigError(f"scripted tool: results is {results!r}; give a dict from input to answer")
         self._results = results
         self.prompts: list[tuple[Message, ...]] = []
+
+    def __repr__(self) -> str:
+        return f"ScriptedTool({len(self._results)} results)"
 
     def prompt(self, step: Step, *, prefix: str | None = None) -> tuple[Message, ...]:
         """The step's own prompt, with the prefix behind it."""

@@ -29,10 +29,6 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from scenarios import SCENARIOS, STEP, Scenario
 
 from rfx_agent import (
-    Decision,
-    DefaultPolicy,
-    Diagnosis,
-    Ledger,
     Outcome,
     Recovery,
     SampleRequest,
@@ -44,7 +40,10 @@ from rfx_agent import (
     step_input,
     with_recovery,
 )
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.case import Decision, Diagnosis
 from rfx_agent.events import Event, Finished
+from rfx_agent.policies import DefaultPolicy
 from rfx_agent.testing import ScriptedSampler
 
 QUESTION = [dict(m) for m in STEP.messages]
@@ -100,7 +99,7 @@ class Observed:
     """What a scenario came to: comparable between ways in.
 
     Attributes:
-        decisions: (route, operator, reason) of each.
+        decisions: (route, remedy, reason) of each.
         outcome: (status, text, answer, by, reason).
         text: what the user got back.
         spent: (attempts, samples, tokens, escalations, calls).
@@ -242,7 +241,7 @@ class ReferenceWay(Way):
     """The engine under another way's limits."""
 
     def __init__(self, limits: Limits) -> None:
-        self.name, self.limits = "reference", limits
+        self.name, self.limits = "expected", limits
 
     def run(self, parts: Parts) -> str | None:
         recovery = parts.recovery(Limited(parts.model, self.limits))
@@ -260,7 +259,7 @@ def observe(way: Way, name: str, *, use_async: bool) -> Observed:
     (outcome,) = [event.outcome for event in parts.events if isinstance(event, Finished)]
     spent = parts.decided[-1][1].spent
     return Observed(
-        decisions=[(d.route, d.operator, d.reason) for d, _ in parts.decided],
+        decisions=[(d.route, d.remedy, d.reason) for d, _ in parts.decided],
         outcome=(outcome.status, outcome.text, outcome.answer, outcome.by, outcome.reason),
         text=text,
         spent=(spent.attempts, spent.samples, spent.tokens, spent.escalations, spent.calls),

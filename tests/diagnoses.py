@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from rfx_agent._records import Diagnosis
-from rfx_agent._types import Agreement, Spend
+from rfx_agent.case import Diagnosis
+from rfx_agent.records import Agreement, Spend
 
 ONE = Spend(attempts=1, samples=1, tokens=100)
 DECODING = ("retry", "local_temp", "sparse_steer", "sparse_steer_random", "dense_steer")

@@ -9,8 +9,8 @@ from typing import Any
 
 from rfx_agent.lab.dataset import TOKEN_FEATURES, write_dataset
 
-OPERATORS = ("retry", "local_temp", "sparse_steer", "sparse_steer_random", "dense_steer", "tool")
-STEERING = OPERATORS[1:5]
+REMEDIES = ("retry", "local_temp", "sparse_steer", "sparse_steer_random", "dense_steer", "tool")
+STEERING = REMEDIES[1:5]
 FEATURES = ("spread", "concentration", "logit_dispersion")
 PROXIES = tuple(f"{name}_proxy" for name in FEATURES)
 SETTINGS = {"temperature": 0.6, "lifted_temperature": 1.0, "alpha": 0.7, "max_tokens": 200, "draws": 8, "attempts": 4}
@@ -19,7 +19,7 @@ SETTINGS = {"temperature": 0.6, "lifted_temperature": 1.0, "alpha": 0.7, "max_to
 def rows(
     rates: dict[str, dict[str, float]], *, problems: int = 6, draws: int = 8, attempts: int = 4, seed: int = 0
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rollouts and failures: per generator and operator the chance of a pass; an operator left out never passes."""
+    """Rollouts and failures: per generator and remedy the chance of a pass; a remedy left out never passes."""
     rng = random.Random(seed)  # noqa: S311  # made-up outcomes, not secrets
     rollouts: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
@@ -31,11 +31,11 @@ def rows(
                 _rollout(rng, pid, generator, op, i, a, b, passed=i > 0 and rng.random() < chance.get("retry", 0.0))
                 if op == "retry"
                 else _rollout(rng, pid, generator, op, i, a, b, passed=rng.random() < chance.get(op, 0.0))
-                for op in OPERATORS
+                for op in REMEDIES
                 for i in range(draws + 1 if op == "retry" else attempts)
             ]
             centre = {name: 0.9 + 0.05 * g + rng.gauss(0, 0.1) for name in FEATURES}
-            failed = [x for x in mine if x["operator"] == "retry" and not x["passed"]][:4]
+            failed = [x for x in mine if x["remedy"] == "retry" and not x["passed"]][:4]
             for x in failed:
                 for name in FEATURES:
                     x[name] = centre[name] + rng.gauss(0, 0.02)
@@ -44,7 +44,7 @@ def rows(
                 for name in TOKEN_FEATURES:
                     x[name] = [round(rng.random(), 3) for _ in range(x["completion_tokens"])]
             means = {name: sum(x[name] for x in failed) / len(failed) for name in (*FEATURES, *PROXIES)}
-            tried = {op: [x["passed"] for x in mine if x["operator"] == op][op == "retry" :] for op in OPERATORS}
+            tried = {op: [x["passed"] for x in mine if x["remedy"] == op][op == "retry" :] for op in REMEDIES}
             failures.append(
                 {
                     "cell": f"small|{generator}",
@@ -56,30 +56,30 @@ def rows(
                     **{op: sum(got) / len(got) for op, got in tried.items()},
                     **{f"{op}_attempts": len(got) for op, got in tried.items()},
                     "prompt": json.dumps([{"role": "user", "content": f"{generator} {p}: what is {a} times {b}?"}]),
-                    "reference": str(a * b),
+                    "expected": str(a * b),
                 }
             )
             rollouts += mine
-    order = {op: i for i, op in enumerate(sorted(OPERATORS))}
-    rollouts.sort(key=lambda x: (x["problem_id"], order[x["operator"]], x["attempt"]))
+    order = {op: i for i, op in enumerate(sorted(REMEDIES))}
+    rollouts.sort(key=lambda x: (x["problem_id"], order[x["remedy"]], x["attempt"]))
     return rollouts, failures
 
 
 def _rollout(
-    rng: random.Random, pid: str, generator: str, operator: str, attempt: int, a: int, b: int, *, passed: bool
+    rng: random.Random, pid: str, generator: str, remedy: str, attempt: int, a: int, b: int, *, passed: bool
 ) -> dict[str, Any]:
     answer = a * b if passed else a * b + rng.randint(1, 999)
-    tool = operator == "tool"
-    start = 4 if operator in STEERING else 0
-    text = f"answer = {a} * {b} + {answer - a * b}" if tool else f"It is {answer}, {operator} {attempt}."
+    tool = remedy == "tool"
+    start = 4 if remedy in STEERING else 0
+    text = f"answer = {a} * {b} + {answer - a * b}" if tool else f"It is {answer}, {remedy} {attempt}."
     return {
         "problem_id": pid,
         "generator": generator,
-        "operator": operator,
+        "remedy": remedy,
         "attempt": attempt,
-        "source": attempt % 4 if operator in STEERING else None,
+        "source": attempt % 4 if remedy in STEERING else None,
         "seed": rng.randint(0, 2**31),
-        "temperature": 1.0 if operator == "local_temp" else 0.6,
+        "temperature": 1.0 if remedy == "local_temp" else 0.6,
         "text": text,
         "answer": str(answer),
         "passed": passed,

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from rfx_agent._errors import ConfigError, SamplerError
-from rfx_agent._types import Rollout, SampleRequest, SampleResult, Usage
+from rfx_agent.errors import ConfigError, SamplerError
 from rfx_agent.ports import Sampler
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage
 
 __all__ = ["SamplerConformance", "ask"]
 
@@ -58,7 +58,7 @@ class SamplerConformance:
             assert isinstance(rollout, Rollout)
             assert isinstance(rollout.text, str)
             assert rollout.temperature in (0.9, None)
-            assert rollout.operator == "retry"
+            assert rollout.remedy == "retry"
             assert rollout.verdict is None
 
     @pytest.mark.parametrize("n", [1, 3])

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rfx_agent import Recovery, RetryBudget, SamplerError, Step
+from rfx_agent import Recovery, RetryBudget, Step
+from rfx_agent.errors import SamplerError
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 STEP = Step.of("What is 6 times 7?", id="six-by-seven")

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from rfx_agent._errors import StoreError
-from rfx_agent.limits import Account, Claim, Grant, Hold, Refused, Replayed
+from rfx_agent.budgets.limits import Account, Claim, Grant, Refused, Replayed, Reservation
+from rfx_agent.errors import StoreError
 from rfx_agent.ports import BudgetStore
 
-__all__ = ["Clock", "Driven", "Literal", "LiteralHold", "StoreConformance", "flight", "ratio", "window"]
+__all__ = ["Clock", "Driven", "Literal", "LiteralReservation", "StoreConformance", "flight", "ratio", "window"]
 
 WEEK = 7 * 86_400.0
 
@@ -64,15 +64,15 @@ class Driven:
     def reserve(self, id: str, *claims: Claim, seconds: float = 600.0) -> Grant:  # noqa: A002
         return self._do("reserve", id, claims, seconds=seconds)
 
-    def hold(self, id: str, *claims: Claim, seconds: float = 600.0) -> Hold:  # noqa: A002
+    def hold(self, id: str, *claims: Claim, seconds: float = 600.0) -> Reservation:  # noqa: A002
         grant = self.reserve(id, *claims, seconds=seconds)
-        assert isinstance(grant, Hold), grant
+        assert isinstance(grant, Reservation), grant
         return grant
 
-    def settle(self, hold: Hold, actual: Mapping[str, int] | None = None, record: str | None = None) -> None:
+    def settle(self, hold: Reservation, actual: Mapping[str, int] | None = None, record: str | None = None) -> None:
         assert self._do("settle", hold, actual or {}, record) is None
 
-    def release(self, hold: Hold) -> None:
+    def release(self, hold: Reservation) -> None:
         assert self._do("release", hold) is None
 
     def keep(self, id: str, record: str) -> str:  # noqa: A002
@@ -127,7 +127,7 @@ class StoreConformance:
         refused = s.reserve("c", window(5))
         assert isinstance(refused, Refused)
         assert refused.after is not None
-        assert 30 <= refused.after <= 31  # one part longer than it must, at most
+        assert 30 <= refused.after <= 31  # one bucket longer than it must, at most
         clock.now += refused.after - 0.001
         assert isinstance(s.reserve("c", window(5)), Refused)
         clock.now += 0.001
@@ -208,7 +208,7 @@ class StoreConformance:
         s.settle(other, {"tokens": 2})
         s.release(other)
         assert (s.account("w").spent, s.account("w").reserved) == (2, 0)
-        assert isinstance(s.reserve("a", window(3)), Hold)  # what was released can be asked for again
+        assert isinstance(s.reserve("a", window(3)), Reservation)  # what was released can be asked for again
 
     def test_settled_after_it_was_released_is_charged(self, s: Driven) -> None:
         hold = s.hold("a", window(3))
@@ -231,7 +231,7 @@ class StoreConformance:
         s.settle(first, {"tokens": 9})  # of a grant that is over
         assert (s.account("w").spent, s.account("w").reserved) == (3, 3)
 
-    def test_an_open_hold_is_taken_over_and_written_off(self, s: Driven) -> None:
+    def test_an_open_reservation_expires_when_it_is_asked_for_again(self, s: Driven) -> None:
         first = s.hold("a", window(3), flight(1))
         second = s.hold("a", window(4), flight(1))
         seen = s.account("w")
@@ -243,14 +243,14 @@ class StoreConformance:
         assert (s.account("w").spent, s.account("f").reserved, s.account("f").lost) == (5, 0, 1)
         assert s.reserve("a") == Replayed("from the living")
 
-    def test_a_takeover_without_room_writes_off_all_the_same(self, s: Driven) -> None:
+    def test_one_that_is_asked_for_again_without_room_expires_all_the_same(self, s: Driven) -> None:
         hold = s.hold("a", window(6))
         assert isinstance(s.reserve("a", window(6)), Refused)
         assert (s.account("w").lost, s.account("w").reserved, s.account("w").in_window) == (6, 0, 6)
         s.settle(hold, {"tokens": 1})
         assert (s.account("w").lost, s.account("w").spent) == (0, 1)
 
-    def test_a_hold_whose_time_is_up_is_written_off(self, s: Driven, clock: Clock) -> None:
+    def test_a_reservation_whose_time_is_over_expires(self, s: Driven, clock: Clock) -> None:
         s.hold("a", window(6), flight(1), seconds=10)
         clock.now += 9.9
         assert isinstance(s.reserve("b", flight(1)), Refused)
@@ -261,13 +261,13 @@ class StoreConformance:
         clock.now += 61
         s.hold("c", window(10))
 
-    def test_it_is_written_off_as_of_the_end_of_its_time(self, s: Driven, clock: Clock) -> None:
+    def test_it_expires_as_of_the_end_of_its_time(self, s: Driven, clock: Clock) -> None:
         s.hold("a", window(6), seconds=10)
         clock.now += 75  # nobody has looked meanwhile
         s.hold("b", window(10))
         assert (s.account("w").lost, s.account("w").in_window) == (6, 0)
 
-    def test_a_late_settlement_corrects_what_was_written_off(self, s: Driven, clock: Clock) -> None:
+    def test_a_late_settlement_corrects_what_expired(self, s: Driven, clock: Clock) -> None:
         hold = s.hold("a", window(6), flight(1), seconds=10)
         clock.now += 11
         assert isinstance(s.reserve("b", window(5)), Refused)
@@ -284,7 +284,7 @@ class StoreConformance:
         clock.now += 40
         s.settle(hold, {"tokens": 9})
         assert (s.account("w").spent, s.account("w").in_window) == (9, 9)
-        clock.now += 32  # 62 s after it was written off, 32 s after the rest was spent
+        clock.now += 32  # 62 s after it expired, 32 s after the rest was spent
         assert s.account("w").in_window == 5
 
     def test_a_late_settlement_of_what_has_slid_out_touches_no_window(self, s: Driven, clock: Clock) -> None:
@@ -294,7 +294,7 @@ class StoreConformance:
         s.settle(hold, {"tokens": 2})
         assert (s.account("w").spent, s.account("w").in_window) == (5, 3)
 
-    def test_a_release_after_it_was_written_off_changes_nothing(self, s: Driven, clock: Clock) -> None:
+    def test_a_release_after_it_expired_changes_nothing(self, s: Driven, clock: Clock) -> None:
         hold = s.hold("a", window(6), seconds=10)
         clock.now += 11
         s.release(hold)
@@ -307,7 +307,7 @@ class StoreConformance:
         s.settle(s.hold("a"), {}, "settled")
         assert s.keep("a", "kept") == "settled"
 
-    def test_a_record_can_stand_beside_an_open_hold(self, s: Driven, clock: Clock) -> None:
+    def test_a_record_can_stand_beside_an_open_reservation(self, s: Driven, clock: Clock) -> None:
         hold = s.hold("a", window(3))
         assert s.keep("a", "kept") == "kept"
         assert s.reserve("a", window(3)) == Replayed("kept")
@@ -317,7 +317,7 @@ class StoreConformance:
 
     def test_nothing_claimed_is_a_pure_record(self, s: Driven) -> None:
         hold = s.hold("a")
-        assert isinstance(s.reserve("a"), Hold)
+        assert isinstance(s.reserve("a"), Reservation)
         s.settle(hold, {}, "of a dead owner")
         second = s.hold("a")
         s.settle(second, {}, "")
@@ -403,7 +403,7 @@ class StoreConformance:
     def test_many_callers_at_once(self, s: Driven) -> None:
         async def one(i: int) -> Grant:
             grant: Grant = await s.store.areserve(f"{i}", (window(1, most=25), flight(100)), seconds=60)
-            if isinstance(grant, Hold):
+            if isinstance(grant, Reservation):
                 await s.store.asettle(grant, {"tokens": 1}, str(i))
             return grant
 
@@ -411,13 +411,13 @@ class StoreConformance:
             return await asyncio.gather(*(one(i) for i in range(60)))
 
         grants = asyncio.run(everybody())
-        assert sum(isinstance(x, Hold) for x in grants) == 25
+        assert sum(isinstance(x, Reservation) for x in grants) == 25
         seen = s.account("w")
         assert (seen.granted, seen.spent, seen.reserved, seen.refused, seen.peak) == (25, 25, 0, 35, 25)
 
 
 @dataclass
-class LiteralHold:
+class LiteralReservation:
     """A reservation as the definition says it."""
 
     token: str
@@ -432,15 +432,16 @@ class LiteralHold:
 class Literal:
     """The definition: everything that happened, in a list, added up when it is asked for."""
 
-    charges: list[list[Any]] = field(default_factory=list)  # [account, time, amount, of which hold's token]
+    charges: list[list[Any]] = field(default_factory=list)  # [account, time, amount, of which reservation's token]
     credits: list[tuple[str, float, int]] = field(default_factory=list)
-    holds: dict[str, LiteralHold] = field(default_factory=dict)
+    reservations: dict[str, LiteralReservation] = field(default_factory=dict)
     granted: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
 
     def open(self, account: str) -> int:
-        return sum(c.amount for x in self.holds.values() if x.state == "open" for c in x.claims if c.account == account)
+        still = [x for x in self.reservations.values() if x.state == "open"]
+        return sum(c.amount for x in still for c in x.claims if c.account == account)
 
     def spent(self, account: str, since: float = float("-inf")) -> int:
         return sum(n for name, at, n, _ in self.charges if name == account and at > since)
@@ -452,9 +453,9 @@ class Literal:
 
     @property
     def _dead(self) -> set[str]:
-        return {x.token for x in self.holds.values() if x.state == "lost"} | self._gone
+        return {x.token for x in self.reservations.values() if x.state == "lost"} | self._gone
 
-    _gone: set[str] = field(default_factory=set)  # tokens that were written off and then taken over
+    _gone: set[str] = field(default_factory=set)  # tokens that expired and were then asked for again
 
     def room(self, claim: Claim, now: float, slack: float = 0.0) -> int:
         """What is left; with ``slack`` seconds by which a window is longer and credit is shorter."""
@@ -467,28 +468,28 @@ class Literal:
         return int(most // 1) - self.open(claim.account) - self.spent(claim.account, now - claim.seconds - slack)
 
     def expire(self, now: float) -> None:
-        for hold in self.holds.values():
+        for hold in self.reservations.values():
             if hold.state == "open" and hold.due <= now:
                 self._lose(hold, hold.due)
 
     def take_over(self, id: str, now: float) -> None:  # noqa: A002
-        hold = self.holds.get(id)
+        hold = self.reservations.get(id)
         if hold is not None and hold.state == "open" and hold.record is None:
             self._lose(hold, now)
 
-    def _lose(self, hold: LiteralHold, at: float) -> None:
+    def _lose(self, hold: LiteralReservation, at: float) -> None:
         hold.state, hold.ended = "lost", at
         self.charges += [[c.account, at, c.amount, hold.token] for c in hold.claims]
 
-    def grant(self, hold: Hold, now: float, seconds: float) -> None:
-        if hold.id in self.holds and self.holds[hold.id].state == "lost":
-            self._gone.add(self.holds[hold.id].token)
-        self.holds[hold.id] = LiteralHold(hold.token, hold.claims, now + seconds)
+    def grant(self, hold: Reservation, now: float, seconds: float) -> None:
+        if hold.id in self.reservations and self.reservations[hold.id].state == "lost":
+            self._gone.add(self.reservations[hold.id].token)
+        self.reservations[hold.id] = LiteralReservation(hold.token, hold.claims, now + seconds)
         for c in hold.claims:
             self.granted[c.account] = self.granted.get(c.account, 0) + c.amount
 
-    def settle(self, hold: Hold, actual: Mapping[str, int], record: str | None, now: float) -> None:
-        mine = self.holds.get(hold.id)
+    def settle(self, hold: Reservation, actual: Mapping[str, int], record: str | None, now: float) -> None:
+        mine = self.reservations.get(hold.id)
         if mine is None or mine.token != hold.token or mine.state == "settled":
             return
         for c in mine.claims:
@@ -501,8 +502,8 @@ class Literal:
         mine.state = "settled"
         mine.record = record if mine.record is None else mine.record
 
-    def release(self, hold: Hold) -> None:
-        mine = self.holds.get(hold.id)
+    def release(self, hold: Reservation) -> None:
+        mine = self.reservations.get(hold.id)
         if mine is not None and mine.token == hold.token and mine.state == "open":
             mine.state = "released"
 

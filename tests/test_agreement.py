@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from rfx_agent._errors import FeatureError
-from rfx_agent._types import Agreement
-from rfx_agent.numerics.agreement import agreement
+from rfx_agent.errors import FeatureError
+from rfx_agent.evidence.agreement import agreement
+from rfx_agent.records import Agreement
 
 
 def test_by_hand() -> None:

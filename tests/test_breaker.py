@@ -16,11 +16,11 @@ import pytest
 from sampler_conformance import PROMPT, SamplerConformance, ask
 from servers import Answer, ChatServer, choice, completion, unused_port
 
-from rfx_agent._errors import CircuitOpen, ConfigError, SamplerError, SamplerTimeout
-from rfx_agent._types import Rollout, SampleRequest, SampleResult, Usage
-from rfx_agent.backends.breaker import CircuitBreaker
-from rfx_agent.backends.openai import OpenAISampler
+from rfx_agent.errors import CircuitOpen, ConfigError, SamplerError, SamplerTimeout
 from rfx_agent.ports import Sampler
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage
+from rfx_agent.samplers.breaker import CircuitBreaker
+from rfx_agent.samplers.openai.sampler import OpenAISampler
 from rfx_agent.testing import ScriptedSampler
 
 library: Any = pytest.importorskip("circuitbreaker")
@@ -57,11 +57,10 @@ class Interrupted(ScriptedSampler):
         return super().sample(request)
 
 
-class Held:
+class Held(Sampler):
     """A sampler whose requests wait until they are told how to end; ``asked`` counts them."""
 
     name = "held"
-    continues_prefix = False
 
     def __init__(self) -> None:
         self.asked = 0
@@ -141,19 +140,31 @@ class TestConformance(SamplerConformance):
         return CircuitBreaker(OpenAISampler("m", base_url=f"http://127.0.0.1:{unused_port()}/v1", max_retries=0))
 
 
-def test_what_a_sampler_has_besides_the_port_is_there_or_not() -> None:
+def test_the_ports_members_are_the_samplers_and_no_others_are_there() -> None:
     plain = CircuitBreaker(ScriptedSampler([]))
     assert isinstance(plain, Sampler)
     assert (plain.name, CircuitBreaker(plain, name="mine").name) == ("scripted", "mine")
-    assert not hasattr(plain, "max_calls")
-    assert not hasattr(plain, "takes_temperature")
-    with pytest.raises(AttributeError, match="'CircuitBreaker' object has no attribute 'requests'"):
-        _ = plain.requests
-    inner: Any = ScriptedSampler([])
+    assert (plain.continues_prefix, plain.takes_temperature, plain.max_calls) == (False, True, 1)
+    assert not hasattr(plain, "requests")
+    inner = ScriptedSampler([], continues_prefix=True)
     inner.takes_temperature, inner.max_calls = False, 4
     wrapped = CircuitBreaker(inner)
-    assert (wrapped.takes_temperature, wrapped.max_calls) == (False, 4)
+    assert (wrapped.continues_prefix, wrapped.takes_temperature, wrapped.max_calls) == (True, False, 4)
     assert CircuitBreaker(OpenAISampler("m", base_url="http://127.0.0.1/v1", max_retries=3)).max_calls == 8
+
+
+@both
+def test_a_sampler_that_derives_from_nothing_is_wrapped_too(how: str) -> None:
+    class Bare:
+        name = "bare"
+        max_calls = 3
+
+        def sample(self, request: SampleRequest) -> SampleResult:
+            return SampleResult((Rollout("fine"),), Usage(1, 1, 1))
+
+    breaker = CircuitBreaker(Bare())  # type: ignore[arg-type]
+    assert (breaker.name, breaker.max_calls, breaker.takes_temperature) == ("bare", 3, True)
+    assert ask(breaker, REQUEST, how).rollouts[0].text == "fine"
 
 
 def test_closing_it_closes_the_sampler(serve: Any) -> None:
@@ -483,7 +494,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_importing_it_loads_no_library() -> None:
-    code = "import sys, rfx_agent.backends.breaker; print('circuitbreaker' in sys.modules, 'openai' in sys.modules)"
+    code = "import sys, rfx_agent.samplers.breaker; print('circuitbreaker' in sys.modules, 'openai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"], done.stderr
 

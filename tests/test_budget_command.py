@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rfx_agent import InFlight, Ratio, SharedBudget, SQLStore, Window
-from rfx_agent._types import Spend
+from rfx_agent.budgets.limits import Reservation
 from rfx_agent.cli.app import app
-from rfx_agent.limits import Hold
+from rfx_agent.records import Spend
 
 
 @pytest.fixture
@@ -27,10 +27,10 @@ def url(tmp_path: Path) -> str:
         for tenant, usd in (("acme\x1b[31m corp", 0.05), ("zebra", 0.0021)):
             mine = shared.scoped(tenant=tenant)
             hold = mine.reserve(tenant, mine.claims(Spend(usd=usd, tokens=900)))
-            assert isinstance(hold, Hold)
+            assert isinstance(hold, Reservation)
             if tenant != "zebra":
                 mine.settle(hold, Spend(usd=usd, tokens=700), None)
-        assert not isinstance(mine.reserve("more", mine.claims(Spend(usd=1.0))), Hold)
+        assert not isinstance(mine.reserve("more", mine.claims(Spend(usd=1.0))), Reservation)
     return url
 
 

@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rfx_agent import BudgetExhausted, ConfigError, Price, RetryBudget, Usage
-from rfx_agent._types import Spend
-from rfx_agent.budgets import CAPS, Ledger
+from rfx_agent import ConfigError, Price, RetryBudget, Usage
+from rfx_agent.budgets.step import CAPS, Ledger
+from rfx_agent.errors import BudgetExhausted
+from rfx_agent.records import Spend
 
 deterministic = settings(derandomize=True, deadline=None)
 
@@ -29,7 +30,7 @@ def test_a_cap_that_cannot_work_names_itself_and_the_value(value: object) -> Non
 
 
 def test_counted_caps_are_whole_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"samples is 1\.5; it counts whole things"):
+    with pytest.raises(ConfigError, match=r"samples is 1\.5; give a whole number"):
         RetryBudget(samples=1.5)  # type: ignore[arg-type]
 
 

@@ -10,11 +10,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from rfx_agent import CalibrationError
-from rfx_agent.calibration import Calibration
 from rfx_agent.cli.lab import calibrate as command
+from rfx_agent.errors import CalibrationError
+from rfx_agent.evidence.calibration import Calibration
 from rfx_agent.lab.calibrate import calibrate, check, intervals, merge_all, populations, read_any
-from rfx_agent.lab.profiles import LogRow, Profile, ProfileError
+from rfx_agent.lab.common import ProfileError
+from rfx_agent.lab.logs import LogRow
+from rfx_agent.lab.profiles import Profile
 
 pytest.importorskip("polars")
 FEATURES = ("spread", "concentration", "logit_dispersion")

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfx_agent._errors import CalibrationError, FeatureError
-from rfx_agent.calibration import Calibration, FeatureStats
-from rfx_agent.numerics.posterior import moments
-from rfx_agent.routing import operator_of
+from rfx_agent.errors import CalibrationError, FeatureError
+from rfx_agent.evidence.calibration import Calibration, FeatureStats
+from rfx_agent.evidence.posterior import moments
+from rfx_agent.evidence.routing import operator_of
 
 MEANS = {"spread": 0.4682, "concentration": 2.3291, "logit_dispersion": -0.7729}
 
@@ -106,8 +106,8 @@ def test_from_broken_failures() -> None:
         Calibration.from_failures({"spread": []}, **names)
     with pytest.raises(CalibrationError, match=r"'retry' leave \[0, 1\]"):
         Calibration.from_failures({"spread": [1.0]}, rates={"retry": [1.5]}, **names)
-    with pytest.raises(CalibrationError, match="'nobody' does not exist"):
-        Calibration.from_failures({"spread": [1.0]}, rates={"nobody": [0.5]}, **names)
+    with pytest.raises(CalibrationError, match="'No body'; give a remedy's name"):
+        Calibration.from_failures({"spread": [1.0]}, rates={"No body": [0.5]}, **names)
 
 
 def test_merging_is_as_good_as_seeing_all_at_once() -> None:
@@ -179,7 +179,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         (("stats", "three_model"), {}, "stats.three_model"),
         (("priors", "retry"), [0.0, 1.0], "priors.retry"),
         (("priors", "retry"), [1.0], "priors.retry"),
-        (("priors", "nobody"), [1.0, 1.0], "nobody"),
+        (("priors", "No body"), [1.0, 1.0], "'No body'"),
         (("rates", "retry", "mean"), "x", "rates.retry.mean"),
     ],
 )
@@ -216,7 +216,7 @@ def test_no_json_at_all(tmp_path: Path, text: str) -> None:
         {"stats": {"two_model": {"spread": (3, 0.0, 1.0)}}},
         {"priors": {"retry": (0.0, 1.0)}},
         {"priors": {"retry": (1.0,)}},
-        {"priors": {"nobody": (1.0, 1.0)}},
+        {"priors": {"No body": (1.0, 1.0)}},
         {"rates": {"retry": FeatureStats(3, 0.5, math.inf)}},
     ],
 )

@@ -10,7 +10,8 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field
 
-from rfx_agent import ChatModelSampler, ConfigError, SampleRequest, SamplerError, SampleResult, Step
+from rfx_agent import ChatModelSampler, ConfigError, SampleRequest, SampleResult, Step
+from rfx_agent.errors import SamplerError
 
 STEP = Step.of("What is 6 x 7?")
 TOP = [{"token": "4", "logprob": -0.1}, {"token": "5", "logprob": -2.4}]
@@ -81,3 +82,11 @@ def test_what_cannot_work_is_refused() -> None:
         ChatModelSampler("gpt")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="prefix"):
         ChatModelSampler(Recorder(calls=[])).sample(SampleRequest(STEP.messages, prefix="4"))
+
+
+def test_whether_it_takes_a_temperature_is_said_and_noted_in_the_draws() -> None:
+    plain, seeded = ChatModelSampler(Recorder(calls=[])), ChatModelSampler(Recorder(calls=[]), arguments=("seed",))
+    assert (plain.takes_temperature, seeded.takes_temperature) == (True, False)
+    request = SampleRequest(STEP.messages, temperature=0.7)
+    assert [s.sample(request).rollouts[0].temperature for s in (plain, seeded)] == [0.7, None]
+    assert repr(plain) == "ChatModelSampler('Recorder')"

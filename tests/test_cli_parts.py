@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from rfx_agent.cli.demo import demo_recovery, live_tasks, run_tasks
+from rfx_agent.cli.options import plain
 from rfx_agent.cli.problems import FAMILIES, Problem, problems, stated
-from rfx_agent.cli.show import DemoView, plain
+from rfx_agent.cli.show import DemoView
 from rfx_agent.testing import ScriptedSampler
 
 NINE = Problem("sum", "What is 4 + 5?", "9")
@@ -73,7 +74,9 @@ def test_both_arms_start_from_the_same_draws_and_get_the_same_tokens() -> None:
     recovery = demo_recovery(ScriptedSampler(texts), seed=1)
     seen: list[bool] = []
     report = asyncio.run(
-        run_tasks(live_tasks(recovery, [NINE]), parallel=1, on_done=lambda _, failure: seen.append(failure is not None))
+        run_tasks(
+            live_tasks(recovery, [NINE]), concurrency=1, on_done=lambda _, failure: seen.append(failure is not None)
+        )
     )
     figures = report.as_dict()
     assert seen == [True]
@@ -90,7 +93,9 @@ def test_a_failure_is_shown_without_obeying_the_model() -> None:
     view = DemoView(Console(file=out, width=80))
     with view.running("m", [NINE], replay=False):
         report = asyncio.run(
-            run_tasks(live_tasks(demo_recovery(ScriptedSampler(texts), seed=1), [NINE]), parallel=1, on_done=view.done)
+            run_tasks(
+                live_tasks(demo_recovery(ScriptedSampler(texts), seed=1), [NINE]), concurrency=1, on_done=view.done
+            )
         )
     view.summary(report, 1.0)
     shown = out.getvalue()

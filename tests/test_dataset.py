@@ -16,18 +16,18 @@ import pytest
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Rollout
+from rfx_agent.errors import ConfigError
 from rfx_agent.lab import dataset as files
 from rfx_agent.lab.dataset import FAILURES, KEY, ROLLOUTS, DatasetError, read_dataset, write_dataset
 from rfx_agent.lab.problems import ASK, DEFAULT, Problem, from_gym, from_jsonl
 from rfx_agent.lab.problems.gym import EVALUATES
 from rfx_agent.lab.profiles import read_profile
+from rfx_agent.records import Rollout
 
 ROLLOUT: dict[str, Any] = {
     "problem_id": "p",
     "generator": "sums",
-    "operator": "retry",
+    "remedy": "retry",
     "attempt": 0,
     "seed": 1,
     "temperature": 0.6,
@@ -47,7 +47,7 @@ FAILURE: dict[str, Any] = {
     "retry": 0.5,
     "retry_attempts": 2,
     "prompt": "[]",
-    "reference": None,
+    "expected": None,
 }
 ABOUT = {"format": 1, "created": "2026-01-01T00:00:00+00:00"}
 
@@ -74,7 +74,7 @@ def test_columns_are_those_of_the_format(tmp_path: Path) -> None:
     expected = {
         "problem_id": text,
         "generator": text,
-        "operator": text,
+        "remedy": text,
         "attempt": count,
         "source": count,
         "seed": pa.int64(),
@@ -107,15 +107,15 @@ def test_columns_are_those_of_the_format(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_old_pair(tmp_path: Path, monkeypatch: Any) -> None:
     write_dataset(tmp_path, [ROLLOUT], [FAILURE], ABOUT)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    write, calls = files._written, []
+    write, calls = files._write, []
 
-    def full(root: Path, name: str, table: Any) -> Path:
-        calls.append(name)
+    def full(path: Path, table: Any) -> None:
+        calls.append(path)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(root, name, table)
+        write(path, table)
 
-    monkeypatch.setattr(files, "_written", full)
+    monkeypatch.setattr(files, "_write", full)
     with pytest.raises(DatasetError, match="the disk is full"):
         write_dataset(tmp_path, [ROLLOUT] * 2, [FAILURE], ABOUT | {"created": "later"})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -138,7 +138,7 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
         read_dataset(tmp_path)
     table = pa.table({"a": [1]}).replace_schema_metadata({KEY: json.dumps({"format": 9})})
     pq.write_table(table, tmp_path / ROLLOUTS)
-    with pytest.raises(DatasetError, match="not of format 1"):
+    with pytest.raises(DatasetError, match="not of format 2"):
         read_dataset(tmp_path)
     (tmp_path / ROLLOUTS).write_bytes(b"PAR1 and nothing else")
     with pytest.raises(DatasetError, match="cannot be read"):
@@ -167,20 +167,20 @@ def test_problems_from_json_lines(tmp_path: Path) -> None:
     chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Capital of France?"}]
     path = lines(
         tmp_path / "p.jsonl",
-        {"id": 1, "prompt": "2 + 2?", "reference": 4},
+        {"id": 1, "prompt": "2 + 2?", "expected": 4},
         "",
-        {"id": "b", "messages": chat, "reference": "Paris", "generator": "capitals"},
+        {"id": "b", "messages": chat, "expected": "Paris", "generator": "capitals"},
     )
     first, second = from_jsonl(path)
     assert (first.id, first.generator, first.messages) == ("1", "problems", ({"role": "user", "content": "2 + 2?"},))
-    assert (second.generator, list(second.messages), second.reference) == ("capitals", chat, "Paris")
+    assert (second.generator, list(second.messages), second.expected) == ("capitals", chat, "Paris")
     assert judged(first, "2 + 2 = 4, so the answer is \\boxed{4 apples}")
     assert judged(first, "it is 4.")
     assert not judged(first, "Answer: 5")
     assert judged(second, "Answer: **paris**")
     assert not judged(second, "Answer: Lyon")
     assert judged(
-        from_jsonl(lines(path, {"id": 1, "prompt": "?", "reference": "\\sqrt{8}"}), verifier="math")[0],
+        from_jsonl(lines(path, {"id": 1, "prompt": "?", "expected": "\\sqrt{8}"}), verifier="math")[0],
         "\\boxed{2\\sqrt{2}}",
     )
 
@@ -188,19 +188,19 @@ def test_problems_from_json_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ({"id": 1, "reference": 4}, "give either 'prompt' or 'messages'"),
-        ({"id": 1, "prompt": "a", "messages": [], "reference": 4}, "give either 'prompt' or 'messages'"),
-        ({"id": 1, "prompt": "a"}, "'reference' is missing"),
-        ({"prompt": "a", "reference": 4}, "give 'id' as text"),
-        ({"id": 1, "messages": [], "reference": 4}, "messages is empty"),
-        ({"id": 1, "messages": ["a"], "reference": 4}, "messages[0] is 'a'"),
-        ({"id": "", "prompt": "a", "reference": 4}, "id is ''"),
+        ({"id": 1, "expected": 4}, "give either 'prompt' or 'messages'"),
+        ({"id": 1, "prompt": "a", "messages": [], "expected": 4}, "give either 'prompt' or 'messages'"),
+        ({"id": 1, "prompt": "a"}, "'expected' is missing"),
+        ({"prompt": "a", "expected": 4}, "give 'id' as text"),
+        ({"id": 1, "messages": [], "expected": 4}, "messages is empty"),
+        ({"id": 1, "messages": ["a"], "expected": 4}, "messages[0] is 'a'"),
+        ({"id": "", "prompt": "a", "expected": 4}, "id is ''"),
         ("{", "no JSON"),
         ([1], "give a JSON object"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, row: Any, named: str) -> None:
-    path = lines(tmp_path / "p.jsonl", {"id": 0, "prompt": "a", "reference": 1}, row)
+    path = lines(tmp_path / "p.jsonl", {"id": 0, "prompt": "a", "expected": 1}, row)
     with pytest.raises(ConfigError) as error:
         from_jsonl(path)
     assert "line 2" in str(error.value)
@@ -212,7 +212,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         from_jsonl(tmp_path / "none.jsonl")
     with pytest.raises(ConfigError, match="no problems in it"):
         from_jsonl(lines(tmp_path / "p.jsonl", ""))
-    with pytest.raises(ConfigError, match="choose 'exact' or 'math'"):
+    with pytest.raises(ConfigError, match="give one of 'exact', 'math'"):
         from_jsonl(tmp_path / "p.jsonl", verifier="judge")  # type: ignore[arg-type]
 
 
@@ -230,7 +230,7 @@ def test_there_are_enough_generators_and_their_prompts_are_short() -> None:
         assert message["role"] == "user"
         assert message["content"].endswith(ASK)
         assert len(message["content"]) < 700  # about 250 tokens at most
-        assert len(str(problem.reference)) < 60
+        assert len(str(problem.expected)) < 60
 
 
 def test_generators_take_turns_and_more_problems_are_appended() -> None:
@@ -255,16 +255,16 @@ def test_generators_take_turns_and_more_problems_are_appended() -> None:
 )
 def test_the_right_answer_passes_in_any_dress(name: str, dress: str) -> None:
     for problem in (p for p in GYM if p.generator == name):
-        assert judged(problem, dress.format(problem.reference)), problem.reference
+        assert judged(problem, dress.format(problem.expected)), problem.expected
 
 
 @pytest.mark.parametrize("name", list(DEFAULT))
 def test_a_wrong_answer_does_not_pass(name: str) -> None:
     mine = [p for p in GYM if p.generator == name]
-    others = {"17", *(str(p.reference) for p in mine)}
+    others = {"17", *(str(p.expected) for p in mine)}
     for problem in mine:
-        wrong = next(answer for answer in sorted(others) if answer != problem.reference)
-        assert not judged(problem, f"\\boxed{{{wrong}}}"), (problem.reference, wrong)
+        wrong = next(answer for answer in sorted(others) if answer != problem.expected)
+        assert not judged(problem, f"\\boxed{{{wrong}}}"), (problem.expected, wrong)
         for text in (
             "",
             "   \n",
@@ -280,7 +280,7 @@ def test_a_wrong_answer_does_not_pass(name: str) -> None:
 
 def test_numbers_pass_with_separators_units_and_names() -> None:
     (problem,) = from_gym(["products"], per_generator=1)
-    answer = int(problem.reference)
+    answer = int(problem.expected)
     assert judged(problem, f"\\boxed{{{answer:,}}}")
     assert judged(problem, f"\\boxed{{x = {answer}}}")
     assert judged(problem, f"\\boxed{{{answer} \\text{{ units}}}}")
@@ -290,7 +290,7 @@ def test_numbers_pass_with_separators_units_and_names() -> None:
 
 def test_the_score_is_the_generators_own() -> None:
     (problem,) = from_gym(["spell_backward"], per_generator=1)
-    half = str(problem.reference)[:-1] + "?"
+    half = str(problem.expected)[:-1] + "?"
     assert problem.verifier is not None
     verdict = problem.verifier.verify(problem.step, Rollout(half))
     assert not verdict.passed

@@ -11,13 +11,13 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from pydantic import TypeAdapter
 
-from rfx_agent import EscalationError, Rollout, Step, Verdict
-from rfx_agent._records import Attempt, Decision, Diagnosis
-from rfx_agent._types import Agreement, Spend
-from rfx_agent.budgets import Ledger, RetryBudget
-from rfx_agent.case import Ask, Case
+from rfx_agent import Rollout, Step, Verdict
+from rfx_agent.budgets.step import Ledger, RetryBudget
+from rfx_agent.case import Ask, Attempt, Case, Decision, Diagnosis
+from rfx_agent.errors import EscalationError
 from rfx_agent.escalation import ACTION, apply_reply, payload
-from rfx_agent.escalation._markdown import block, span, words
+from rfx_agent.escalation.markdown import block, span, words
+from rfx_agent.records import Agreement, Spend
 
 FEATURES = {"spread": 0.5, "concentration": 2.69, "logit_dispersion": -0.8}
 Z = {"spread": 0.01, "concentration": 1.2, "logit_dispersion": -0.11}
@@ -44,7 +44,7 @@ def case_of(
     decision = Decision("escalate", "human", "structural", "out_of_reach", sentence, "p", "two_model", *found)
     return Case(
         step=Step(
-            ({"role": "system", "content": "Be brief."}, {"role": "user", "content": question}), reference="SECRET"
+            ({"role": "system", "content": "Be brief."}, {"role": "user", "content": question}), expected="SECRET"
         ),
         ledger=Ledger(RetryBudget(), Spend(samples=4, tokens=1_234, usd=0.0125, seconds=2.0)),
         rollouts=rollouts,

@@ -115,8 +115,8 @@ def test_the_screening_draw_counts_in_no_rate(mixed: Path) -> None:
     outcomes = read_outcomes(mixed)
     profile = read_dataset(mixed).failures.to_pydict()
     assert outcomes.passed["retry"].shape == (32, 8)
-    for operator, rate in outcomes.rates().items():
-        assert rate.tolist() == pytest.approx(profile[operator])
+    for remedy, rate in outcomes.rates().items():
+        assert rate.tolist() == pytest.approx(profile[remedy])
 
 
 def test_rates_are_those_that_were_put_in(figures: dict[str, Any]) -> None:
@@ -135,7 +135,7 @@ def test_luck_makes_failures_look_steerable_and_cross_fitting_takes_it_back() ->
     outcomes = made(passed, {name: rng.normal(size=300) for name in FEATURES})
     rule = contest(outcomes, Bootstrap(300, draws=500))
     lucky, fair = rule["steerable"], rule["steerable, cross-fitted"]
-    assert lucky["routed_minus"]["retry"]["low"] > 0.02  # although all operators are the same
+    assert lucky["routed_minus"]["retry"]["low"] > 0.02  # although all remedies are the same
     assert fair["routed_minus"]["retry"]["low"] < 0 < fair["routed_minus"]["retry"]["high"]
     assert abs(fair["rescue"]["routed"]["value"] - 0.2) < 0.03
 
@@ -228,7 +228,7 @@ def test_a_dataset_without_features_says_what_it_can(tmp_path: Path) -> None:
 
 def test_a_dataset_that_teaches_nothing_is_refused(tmp_path: Path) -> None:
     rollouts, failures = rows(MIXED, problems=1)
-    first = [x for x in rollouts if x["operator"] == "retry" and x["attempt"] == 0]
+    first = [x for x in rollouts if x["remedy"] == "retry" and x["attempt"] == 0]
     with pytest.raises(ConfigError, match="no failures with draws"):
         evidence(write(tmp_path / "first", first, failures))
     with pytest.raises(DatasetError, match="is not there"):

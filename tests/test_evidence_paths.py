@@ -9,24 +9,13 @@ import numpy as np
 import pytest
 from scenarios import STEP
 
-from rfx_agent import (
-    Calibration,
-    Case,
-    Recovery,
-    RetryBudget,
-    Rollout,
-    SampleRequest,
-    SamplerError,
-    SampleResult,
-    ScoreResult,
-    Step,
-    Usage,
-    recovery_graph,
-)
-from rfx_agent._types import Spend
-from rfx_agent.adapters.langgraph import outcome_of, step_input
-from rfx_agent.case import decode
-from rfx_agent.features import TopLogprobs, evidence_of
+from rfx_agent import Case, Recovery, RetryBudget, Rollout, SampleRequest, SampleResult, Step, Usage, recovery_graph
+from rfx_agent.adapters.graph.recovery_graph import outcome_of, step_input
+from rfx_agent.codec import load
+from rfx_agent.errors import SamplerError
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.features import TopLogprobs, evidence_of
+from rfx_agent.records import ScoreResult, Spend
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
 
@@ -108,7 +97,7 @@ def test_calibrated_features_route_to_the_steerer(way: str) -> None:
     r = recovery(steerer=steerer, calibration=calibrated())
     if way == "graph":
         state = recovery_graph(r, interrupts=False).invoke(step_input(STEP, "41"))
-        case, outcome = decode(Case, state["recovery"]), outcome_of(state)
+        case, outcome = load(Case, state["recovery"]), outcome_of(state)
     else:
         case = r.run(STEP, "41") if way == "sync" else asyncio.run(r.arun(STEP, "41"))
         assert case.outcome is not None
@@ -158,9 +147,9 @@ def test_a_steerer_that_fails_costs_its_attempt_and_blocks_nothing() -> None:
     assert case.outcome.status == "rescued"
     assert case.blocked == ""
     first = case.attempts[1]
-    assert (first.operator, first.got) == ("dense_steer", 0)
+    assert (first.remedy, first.got) == ("dense_steer", 0)
     assert first.note == "steering gave nothing: out of memory"
-    assert case.decisions[1].operator != "dense_steer"
+    assert case.decisions[1].remedy != "dense_steer"
 
 
 def test_steering_is_paid_for_before_it_is_asked_for() -> None:
@@ -172,7 +161,7 @@ def test_steering_is_paid_for_before_it_is_asked_for() -> None:
     assert rich.run(STEP, "41").ledger.reserved == Spend()
     assert len(steerer.asked) == 1
     poor = recovery(sampler=ScriptedSampler(long, last="wrong"), budget=RetryBudget(tokens=7_500), **parts)
-    assert poor.run(STEP, "41").decisions[0].operator != "dense_steer"
+    assert poor.run(STEP, "41").decisions[0].remedy != "dense_steer"
     assert len(steerer.asked) == 1
 
 

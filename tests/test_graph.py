@@ -16,10 +16,10 @@ from scenarios import EVERY, SCENARIOS, STEP, Scenario
 from typing_extensions import TypedDict
 
 from rfx_agent import Case, ConfigError, Escalation, Recovery, Rollout, Step, Usage, recovery_graph, step_input
-from rfx_agent.adapters.langgraph import outcome_of
-from rfx_agent.case import decode
+from rfx_agent.adapters.graph.recovery_graph import outcome_of
+from rfx_agent.codec import load
 from rfx_agent.events import Event, as_record
-from rfx_agent.features import TopLogprobs
+from rfx_agent.evidence.features import TopLogprobs
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
 INVOKES: dict[str, Callable[..., Any]] = {
@@ -35,7 +35,7 @@ THREAD = {"configurable": {"thread_id": "t"}}
 def test_every_branch_ends_as_without_a_graph(invoke: Callable[..., Any], name: str) -> None:
     scenario = SCENARIOS[name]
     state = invoke(recovery_graph(scenario.recovery(), interrupts=False), step_input(STEP, scenario.candidate))
-    case = decode(Case, state["recovery"])
+    case = load(Case, state["recovery"])
     outcome = outcome_of(state)
     assert (outcome.status, [d.route for d in case.decisions], outcome.reason) == (
         scenario.status,
@@ -105,9 +105,9 @@ def test_after_the_deadline_the_default_stands(default: Any, status: str) -> Non
 def test_waiting_for_a_person_costs_no_time_of_the_budget() -> None:
     graph = recovery_graph(FAILING.recovery(), checkpointer=InMemorySaver())
     state = graph.invoke(step_input(STEP, "41"), THREAD)
-    before = decode(Case, state["recovery"]).ledger.spent
+    before = load(Case, state["recovery"]).ledger.spent
     time.sleep(0.05)
-    after = decode(Case, graph.invoke(Command(resume={"type": "approve"}), THREAD)["recovery"]).ledger.spent
+    after = load(Case, graph.invoke(Command(resume={"type": "approve"}), THREAD)["recovery"]).ledger.spent
     assert after == before
     assert after.escalations == 1
 
@@ -155,7 +155,7 @@ def test_a_thread_runs_one_step_after_another() -> None:
     for step in (STEP, Step.of("What is 7 times 6?"), STEP):
         given = step_input(step, "42" if step is STEP else "41")
         state = graph.invoke(given, THREAD)
-        assert decode(Case, state["recovery"]).step.id == step.id
+        assert load(Case, state["recovery"]).step.id == step.id
         assert outcome_of(state).text == "42"
 
 
@@ -181,7 +181,7 @@ def test_eight_rollouts_of_500_tokens_fit_in_32_kib_of_checkpoint() -> None:
     saver = InMemorySaver()
     graph = recovery_graph(recovery, checkpointer=saver)
     graph.invoke(step_input(STEP, "41"), THREAD)
-    case = decode(Case, graph.get_state(THREAD).values["recovery"])
+    case = load(Case, graph.get_state(THREAD).values["recovery"])
     assert len(case.draws()) == 9
     assert case.diagnosis is not None
     assert case.diagnosis.evidence == "one_model"
@@ -211,13 +211,13 @@ def test_what_was_said_stays_out_of_the_stream(invoke: Callable[..., Any]) -> No
     said = ["candidate-said", "draw-said", "person-said"]
     recovery = FAILING.recovery(sampler=ScriptedSampler(["draw-said"] * 3))
     graph = recovery_graph(recovery, checkpointer=InMemorySaver())
-    asked = Step.of("prompt-said", reference="reference-said")
+    asked = Step.of("prompt-said", expected="expected-said")
     told = invoke(graph, step_input(asked, "candidate-said"), THREAD, stream_mode=["custom"])
     more = invoke(graph, Command(resume={"type": "reject", "message": "person-said"}), THREAD, stream_mode=["custom"])
     assert [t["type"] for _, t in more] == ["rfx.finished"]
     assert more[0][1]["outcome"] == {"status": "rejected", "by": "human", "reason": "human:reject"}
     text = json.dumps([*told, *more])
-    assert not [word for word in (*said, "prompt-said", "reference-said") if word in text]
+    assert not [word for word in (*said, "prompt-said", "expected-said") if word in text]
 
 
 def test_a_hook_that_fails_costs_the_stream_nothing() -> None:

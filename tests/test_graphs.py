@@ -1,4 +1,4 @@
-"""The served graphs: what an assistant may configure, and what only the deployment's operator decides."""
+"""The served graphs: what an assistant may configure, and what only the deployment's remedy decides."""
 
 import importlib
 import json
@@ -12,19 +12,10 @@ from typing import Any
 import pytest
 from servers import Answer, ChatServer, choice, completion
 
-from rfx_agent import (
-    AgreementVerifier,
-    ConfigError,
-    ExactVerifier,
-    FixedPolicy,
-    LearnedPolicy,
-    LocalSampler,
-    MathVerifier,
-    OpenAISampler,
-    RegexVerifier,
-    Step,
-)
-from rfx_agent._types import Spend
+from rfx_agent import ConfigError, ExactVerifier, LocalSampler, MathVerifier, OpenAISampler, RegexVerifier, Step
+from rfx_agent.policies import FixedPolicy, LearnedPolicy
+from rfx_agent.records import Spend
+from rfx_agent.verifiers import AgreementVerifier
 
 ROOT = Path(__file__).parent.parent
 SERVER = "http://127.0.0.1:8000/v1"
@@ -82,7 +73,7 @@ def test_settings_become_the_parts_they_name(fresh: Any) -> None:
     kinds = {"exact": ExactVerifier, "math": MathVerifier, "regex": RegexVerifier, "agreement": AgreementVerifier}
     for name, kind in kinds.items():
         assert type(made(verifier=name, pattern="x").verifier) is kind
-    assert made(policy="fixed", operators=["tool", "retry"]).policy == FixedPolicy(("tool", "retry"))
+    assert made(policy="fixed", remedies=["tool", "retry"]).policy == FixedPolicy(("tool", "retry"))
     assert type(made(policy="learned").policy) is LearnedPolicy
     assert made(tool=False).tool is None
     budget = made(attempts=1, samples=2, tokens=3, seconds=4, tool_seconds=5, escalations=0).budget
@@ -137,7 +128,7 @@ def test_half_a_server_is_refused(fresh: Any) -> None:
         ({"verifier": "regex"}, "give the pattern"),
         ({"verifier": "regex", "pattern": "("}, "pattern is '"),
         ({"policy": "best"}, "settings: policy is 'best': "),
-        ({"operators": []}, "settings: operators is"),
+        ({"remedies": []}, "settings: remedies is"),
         ({"samples": -1}, "settings: samples is -1"),
         ({"base_url": SERVER}, "name the server's model"),
         ({"base_url": "http://elsewhere/v1", "model": "m"}, "does not allow"),
@@ -161,7 +152,7 @@ def test_the_key_goes_to_servers_that_the_operator_listed_and_to_no_other(fresh:
         s = fresh(RFX_BASE_URLS=listed.base_url, RFX_API_KEY="first", RFX_API_KEY_B="second")
         for name, key in (("RFX_API_KEY", "first"), ("RFX_API_KEY_B", "second"), ("RFX_API_KEY_C", "none")):
             made = s.recovery_of(s.Settings(base_url=listed.base_url + "/", model="m", api_key_env=name))
-            made.run(Step.of("What is 6 times 7?", reference="42"))
+            made.run(Step.of("What is 6 times 7?", expected="42"))
             assert listed.headers[-1]["authorization"] == f"Bearer {key}"
         with pytest.raises(ConfigError, match="RFX_BASE_URLS"):
             s.recovery_of(s.Settings(base_url=other.base_url, model="m"))
@@ -171,9 +162,9 @@ def test_the_key_goes_to_servers_that_the_operator_listed_and_to_no_other(fresh:
 def test_the_solver_needs_only_its_own_keys(fresh: Any) -> None:
     with ChatServer(reply) as server:
         solver = fresh("solver", RFX_BASE_URL=server.base_url, RFX_MODEL="m")
-        state = solver.graph.invoke({"question": "What is 6 times 7?", "reference": "42"})
+        state = solver.graph.invoke({"question": "What is 6 times 7?", "expected": "42"})
     assert (state["answer"], state["outcome"]["status"]) == ("42", "accepted")
-    assert set(state) == {"question", "reference", "answer", "outcome"}
+    assert set(state) == {"question", "expected", "answer", "outcome"}
     assert server.bodies[0]["messages"][0]["content"].endswith("End with: Answer: <answer>")
 
 

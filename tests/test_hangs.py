@@ -12,8 +12,8 @@ from langgraph.errors import GraphInterrupt
 from scenarios import STEP
 
 from rfx_agent import Case, Recovery, RetryBudget, Rollout, SampleResult, Verdict
-from rfx_agent._types import Spend
-from rfx_agent.engine import Call, Reply, drive, drive_async, resumed
+from rfx_agent.engine.drive import Call, drive, drive_async
+from rfx_agent.records import Spend
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 
@@ -171,18 +171,6 @@ def test_a_flow_that_is_broken_off_can_clean_up(drives: Any) -> None:
     done: list[str] = []
     with pytest.raises(GraphInterrupt):
         drives(cleaning(done))
-    assert done == ["cleaned"]
-
-
-def test_so_can_one_whose_first_calls_were_made_already() -> None:
-    done: list[str] = []
-
-    def flow() -> Any:
-        yield (Call(print, asyncio.sleep),)
-        yield from cleaning(done)
-
-    with pytest.raises(GraphInterrupt):
-        drive(resumed(flow(), (Reply(None, None, 0.0),)))
     assert done == ["cleaned"]
 
 

@@ -13,34 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from verifier_conformance import HOSTILE, check_hostile, check_verifier
 
-from rfx_agent import (
-    ConfigError,
-    Recovery,
-    RetryBudget,
-    Rollout,
-    SampleRequest,
-    SamplerError,
-    Step,
-    Usage,
-    Verdict,
-    VerifierError,
-)
-from rfx_agent._types import SampleResult
+from rfx_agent import ConfigError, Recovery, RetryBudget, Rollout, SampleRequest, Step, Usage, Verdict
+from rfx_agent.errors import SamplerError, VerifierError
+from rfx_agent.ports import Sampler
+from rfx_agent.records import SampleResult
 from rfx_agent.testing import ScriptedSampler
-from rfx_agent.verifiers._judge_prompt import clean
 from rfx_agent.verifiers.judge import JudgeVerifier
+from rfx_agent.verifiers.judge_prompt import clean
 
-STEP = Step.of("What is 6 times 7?", system="Be brief.", reference="SECRET-42", id="s")
+STEP = Step.of("What is 6 times 7?", system="Be brief.", expected="SECRET-42", id="s")
 RIGHT, WRONG = Rollout("6 * 7 = 42\nAnswer: 42", id="r0"), Rollout("Answer: 41", id="r1")
 CRITERIA = ("The answer is a number.", "The answer is right.")
 Reply = Callable[[str, str], str]
 
 
-class Judge:
+class Judge(Sampler):
     """A sampler whose replies are made from the nonce and the judged prompt, as a judge that reads would make them."""
 
     name = "judge-model"
-    continues_prefix = False
 
     def __init__(self, *replies: Reply | Exception | None, same_id: bool = False) -> None:
         self.replies = list(replies)
@@ -190,10 +180,10 @@ def test_copies_of_one_response_are_one_judging() -> None:
     assert verdict.reason.startswith("2 of 5")  # one of the first asking, one of the second
 
 
-def test_the_reference_is_shown_only_when_asked_for_and_then_not_quoted() -> None:
+def test_the_expected_answer_is_shown_only_when_asked_for_and_then_not_quoted() -> None:
     verdict, judge = judged(RIGHT, says("pass"))
     assert "SECRET" not in json.dumps([m for r in judge.requests for m in r.messages])
-    verdict, judge = judged(RIGHT, says("pass", reasoning="it is SECRET-42"), show_reference=True)
+    verdict, judge = judged(RIGHT, says("pass", reasoning="it is SECRET-42"), show_expected=True)
     assert re.search(
         r"\[BEGIN REFERENCE (\w+)\]\n\| SECRET-42\n\[END REFERENCE \1\]", judge.requests[0].messages[-1]["content"]
     )
@@ -318,12 +308,12 @@ def test_a_verdict_inside_the_text_that_the_judge_repeats_is_none() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(HOSTILE_TEXT, HOSTILE_TEXT, st.sampled_from([1, 3]), st.sampled_from([None, "é" * 50]))
-def test_no_verdict_costs_more_than_its_bound(text: str, question: str, draws: int, reference: str | None) -> None:
+def test_no_verdict_costs_more_than_its_bound(text: str, question: str, draws: int, expected: str | None) -> None:
     judge = Judge(lambda n, p: "no")
     verifier = JudgeVerifier(
-        judge, rubric="Right.", draws=draws, temperature=0.5, max_tokens=16, max_chars=200, show_reference=True
+        judge, rubric="Right.", draws=draws, temperature=0.5, max_tokens=16, max_chars=200, show_expected=True
     )
-    step, rollout = Step.of(f"Q {question}", reference=reference), Rollout(text)
+    step, rollout = Step.of(f"Q {question}", expected=expected), Rollout(text)
     most, real = verifier.bound(step, rollout), verifier.verify(step, rollout).usage
     assert real.prompt_tokens <= most.prompt_tokens
     assert real.completion_tokens <= most.completion_tokens

@@ -14,18 +14,13 @@ import typer
 from test_judge import Judge, says
 from typer.testing import CliRunner
 
-from rfx_agent import ConfigError, Rollout, SampleRequest, SamplerError, Step, Usage, Verdict
-from rfx_agent._types import SampleResult
+from rfx_agent import ConfigError, Rollout, SampleRequest, Step, Usage, Verdict
 from rfx_agent.cli import judge as command
-from rfx_agent.lab._common import ProfileError
-from rfx_agent.lab.judge_check import (
-    FILLER,
-    INJECTIONS,
-    JudgeCase,
-    ajudge_check,
-    judge_check,
-    read_cases,
-)
+from rfx_agent.errors import SamplerError
+from rfx_agent.lab.common import ProfileError
+from rfx_agent.lab.judge_cases import FILLER, INJECTIONS, JudgeCase, read_cases
+from rfx_agent.lab.judge_check import ajudge_check, judge_check
+from rfx_agent.records import SampleResult
 from rfx_agent.verifiers.judge import JudgeVerifier
 
 QUIET: dict[str, Any] = {"repeats": 1, "injections": False, "verbosity": False}
@@ -180,7 +175,7 @@ def test_both_ways_in_say_the_same_and_progress_is_told() -> None:
     cases = cases_of(right_pass=2, wrong_fail=2)
     told: list[tuple[int, int]] = []
     one = judge_check(Scripted(passes), cases, progress=lambda done, total: told.append((done, total)))
-    two = asyncio.run(ajudge_check(Scripted(passes), cases, parallel=1))
+    two = asyncio.run(ajudge_check(Scripted(passes), cases, concurrency=1))
     assert one == two
     assert told[-1] == (4 * 3 + 2 * 8, 4 * 3 + 2 * 8)
 
@@ -193,7 +188,7 @@ def test_a_judge_that_cannot_be_reached_ends_the_measurement() -> None:
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"repeats": 0}, "repeats"), ({"parallel": 0}, "parallel"), ({"injections": -1}, "injections")],
+    [({"repeats": 0}, "repeats"), ({"concurrency": 0}, "concurrency"), ({"injections": -1}, "injections")],
 )
 def test_parameters_that_cannot_work_fail_at_once(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
@@ -210,12 +205,12 @@ def test_cases_are_read_with_all_their_fields(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6*7?"}]
     rows = [
         {"prompt": "6*7?", "response": "42", "passed": True},
-        {"prompt": turns, "response": "", "passed": False, "group": "sums", "reference": 42},
+        {"prompt": turns, "response": "", "passed": False, "group": "sums", "expected": 42},
     ]
     path.write_text("\n\n".join(map(json.dumps, rows)))
     (one, two), bad = read_cases(path)
     assert (one, bad) == (JudgeCase("6*7?", "42", True), [])
-    assert (two.step.messages, two.step.reference, two.group) == (tuple(turns), 42, "sums")
+    assert (two.step.messages, two.step.expected, two.group) == (tuple(turns), 42, "sums")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +265,7 @@ def rows(tmp_path: Path, *extra: str) -> Path:
 
 def test_the_command_measures_and_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Judge(lambda n, p: says("pass" if "Answer: 42" in p else "fail", criteria=[True])(n, p))
-    monkeypatch.setattr(command, "_sampler", lambda *_: model)
+    monkeypatch.setattr("rfx_agent.samplers.local.LocalSampler", lambda **_: model)
     rubric = tmp_path / "rubric.md"
     rubric.write_text("- The answer is right.\n")
     done = CliRunner().invoke(app, [str(rows(tmp_path, "{")), "--rubric", str(rubric), "--on-bad", "skip", "--json"])
@@ -295,7 +290,7 @@ def test_the_command_measures_and_shows(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_command_says_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], why: str
 ) -> None:
-    monkeypatch.setattr(command, "_sampler", lambda *_: Judge(says("pass")))
+    monkeypatch.setattr("rfx_agent.samplers.local.LocalSampler", lambda **_: Judge(says("pass")))
     bad = [] if options else ["{"]
     done = CliRunner().invoke(app, [str(rows(tmp_path, *bad)), *options])
     assert done.exit_code
@@ -315,9 +310,10 @@ def test_a_rubric_is_a_text_unless_every_line_is_an_item(tmp_path: Path) -> None
 # --- a real model, once
 
 
+@pytest.mark.slow
 def test_the_whole_path_with_a_small_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="the extra 'local' is not installed")
-    from rfx_agent.backends.local import LocalSampler
+    from rfx_agent.samplers.local import LocalSampler
 
     asked: list[SampleRequest] = []
 
@@ -327,7 +323,7 @@ def test_the_whole_path_with_a_small_model(monkeypatch: pytest.MonkeyPatch, tmp_
             return await super().asample(request)
 
     with Watched("smollm2-135m", parallel=1, context=1024, threads=1, top_logprobs=None) as sampler:
-        monkeypatch.setattr(command, "_sampler", lambda *_: sampler)
+        monkeypatch.setattr("rfx_agent.samplers.local.LocalSampler", lambda **_: sampler)
         short = ["--repeats", "1", "--injections", "0", "--no-verbosity", "--max-tokens", "24", "--json"]
         done = CliRunner().invoke(app, [str(rows(tmp_path)), *short])
         assert done.exit_code == 0, done.output

@@ -10,11 +10,11 @@ from langchain_core.tools import StructuredTool, ToolException, tool
 from langgraph.errors import GraphInterrupt
 
 from rfx_agent import ports
-from rfx_agent._errors import ConfigError, ToolInputError
-from rfx_agent._types import Spend, Step, ToolResult
+from rfx_agent.errors import ConfigError, ToolInputError
+from rfx_agent.records import Spend, Step, ToolResult
 from rfx_agent.tools import LangChainTool
 
-STEP = Step.of("What is 4721 times 389?", reference="1836469")
+STEP = Step.of("What is 4721 times 389?", expected="1836469")
 
 
 @tool

@@ -12,20 +12,20 @@ import pytest
 from diagnoses import DECODING, ONE, diagnosis
 
 from rfx_agent import Recovery, Step
-from rfx_agent._errors import ConfigError
-from rfx_agent.budgets import Ledger, RetryBudget
+from rfx_agent.budgets.step import Ledger, RetryBudget
+from rfx_agent.errors import ConfigError
 from rfx_agent.policies import Belief, LearnedPolicy, MemoryPolicyStore, Policy, PolicyStore, PopulationPrior, Worth
-from rfx_agent.policies._population import OPERATORS, Hypotheses, hypotheses, predict, weigh
-from rfx_agent.policies._seen import seen_in
-from rfx_agent.policies._worth import choose
+from rfx_agent.policies.belief import seen_in
+from rfx_agent.policies.population import REMEDIES, Hypotheses, hypotheses, predict, weigh
+from rfx_agent.policies.worth import choose
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
 SMALL = PopulationPrior(size=64)
-NONE = (0,) * len(OPERATORS)
+NONE = (0,) * len(REMEDIES)
 
 
 def tries(**counts: int) -> tuple[int, ...]:
-    return tuple(counts.get(op, 0) for op in OPERATORS)
+    return tuple(counts.get(op, 0) for op in REMEDIES)
 
 
 def test_one_hypothesis_is_the_beta_integral_of_the_definition() -> None:
@@ -35,38 +35,38 @@ def test_one_hypothesis_is_the_beta_integral_of_the_definition() -> None:
     expected_fail, expected_both = 0.0, 0.0
     for x, w in zip(points, weights / weights.sum(), strict=True):
         m = 1 / (1 + math.exp(0.5 - 2.0 * x))
-        # retry fails twice, dense steering fails once: Beta-binomial, operator by operator
+        # retry fails twice, dense steering fails once: Beta-binomial, remedy by remedy
         fail = (5 * (1 - m) / 5) * ((5 * (1 - m) + 1) / 6) * (1 - m)
         expected_fail += w * fail
-        expected_both += w * fail * m  # an operator that was not tried passes with its mean
+        expected_both += w * fail * m  # a remedy that was not tried passes with its mean
     table = worlds.table(tries(retry=2, dense_steer=1))
     assert table[0, -1] == pytest.approx(expected_fail, rel=1e-5)
-    assert table[0, OPERATORS.index("local_temp")] == pytest.approx(expected_both, rel=1e-5)
+    assert table[0, REMEDIES.index("local_temp")] == pytest.approx(expected_both, rel=1e-5)
 
 
 def test_probabilities_of_all_remedies_within_three_attempts_sum_to_one() -> None:
     worlds = hypotheses(SMALL)
     sequence = ("retry", "dense_steer", "retry")
     total = np.zeros(SMALL.size)
-    for b, operator in enumerate(sequence):
+    for b, remedy in enumerate(sequence):
         before = tries(**{op: sequence[:b].count(op) for op in set(sequence[:b])})
-        total += np.exp(worlds.log_likelihood(before, OPERATORS.index(operator)))
-    total += np.exp(worlds.log_likelihood(tries(retry=2, dense_steer=1), len(OPERATORS)))
+        total += np.exp(worlds.log_likelihood(before, REMEDIES.index(remedy)))
+    total += np.exp(worlds.log_likelihood(tries(retry=2, dense_steer=1), len(REMEDIES)))
     np.testing.assert_allclose(total, 1, rtol=1e-4)
 
 
 def test_a_failure_lowers_every_belief_and_its_own_operators_most() -> None:
     policy = LearnedPolicy()
     before, after = policy.expected({}), policy.expected({"retry": 1})
-    assert all(after[op] < before[op] for op in OPERATORS)
+    assert all(after[op] < before[op] for op in REMEDIES)
     drop = {op: after[op] / before[op] for op in ("retry", "local_temp", "dense_steer")}
     assert drop["retry"] < drop["local_temp"] < drop["dense_steer"]
 
 
-@pytest.mark.parametrize("operators", list(itertools.combinations_with_replacement(("retry", "dense_steer"), 3)))
-def test_another_failed_attempt_never_raises_a_belief(operators: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("remedies", list(itertools.combinations_with_replacement(("retry", "dense_steer"), 3)))
+def test_another_failed_attempt_never_raises_a_belief(remedies: tuple[Any, ...]) -> None:
     policy = LearnedPolicy()
-    counts = {op: operators.count(op) for op in operators}
+    counts = {op: remedies.count(op) for op in remedies}
     before = policy.expected(counts)
     for op in DECODING:
         after = policy.expected({**counts, op: counts.get(op, 0) + 1})
@@ -88,7 +88,7 @@ def test_it_learns_which_operator_rescues() -> None:
     policy = LearnedPolicy(belief=belief)
     rescue = policy.expected({})
     assert rescue["dense_steer"] > rescue["retry"] + 0.15
-    assert policy.decide(diagnosis(), Ledger()).operator == "dense_steer"
+    assert policy.decide(diagnosis(), Ledger()).remedy == "dense_steer"
 
 
 def test_beliefs_add_up_whatever_the_order_and_come_back_from_json() -> None:
@@ -114,8 +114,8 @@ def test_attempts_are_read_up_to_the_first_pass() -> None:
     [
         ("[]", "not what to_json writes"),
         ('{"v": 9, "remedies": []}', "version 9"),
-        ('{"v": 1, "remedies": [{"failed": {"wish": 1}, "by": null, "n": 1}]}', "'wish' is no operator"),
-        ('{"v": 1, "remedies": [{"failed": {"retry": -1}, "by": null, "n": 1}]}', "-1 failed attempts"),
+        ('{"v": 1, "remedies": [{"failed": {"wish": 1}, "by": null, "n": 1}]}', "'wish' is no remedy"),
+        ('{"v": 1, "remedies": [{"failed": {"retry": -1}, "by": null, "n": 1}]}', "failed attempts of retry is -1"),
         ('{"v": 1, "remedies": [{"failed": {"retry": 1}, "by": null, "n": -1}]}', "n is -1"),
         ('{"v": 1, "remedies": [{"failed": {"retry": 1}, "by": null, "n": NaN}]}', "n is nan"),
         ("{", "not what to_json writes"),
@@ -145,14 +145,14 @@ def test_memory_bounds_what_a_belief_counts_for() -> None:
 
 
 def test_the_choice_is_by_rescue_per_cost_and_stops_where_nothing_is_worth_it() -> None:
-    k = len(OPERATORS)
+    k = len(REMEDIES)
     rescue = np.full((1, k), 0.01)
-    rescue[0, OPERATORS.index("retry")] = 0.3
-    rescue[0, OPERATORS.index("dense_steer")] = 0.4
+    rescue[0, REMEDIES.index("retry")] = 0.3
+    rescue[0, REMEDIES.index("dense_steer")] = 0.4
     everything = np.ones(k, bool)
-    assert OPERATORS[choose(rescue, Worth(), everything)[0]] == "dense_steer"
+    assert REMEDIES[choose(rescue, Worth(), everything)[0]] == "dense_steer"
     dear = Worth(attempt={"dense_steer": 2.0})
-    assert OPERATORS[choose(rescue, dear, everything)[0]] == "retry"  # 0.3 / 1 against 0.4 / 2
+    assert REMEDIES[choose(rescue, dear, everything)[0]] == "retry"  # 0.3 / 1 against 0.4 / 2
     assert choose(rescue / 10, Worth(), everything)[0] == -1  # 4 % is below 1 / 20
     assert choose(rescue, Worth(), np.zeros(k, bool))[0] == -1
     # A person who answers all cases for nothing is always the better choice.
@@ -167,7 +167,7 @@ def test_decisions_branch_by_branch() -> None:
     assert policy.decide(diagnosis(cost={}), Ledger()).reason == "no_route"
     assert policy.decide(diagnosis(), Ledger(RetryBudget(samples=0))).reason == "budget:samples"
     decision = policy.decide(diagnosis(cost={"retry": ONE}), Ledger())
-    assert (decision.route, decision.operator, decision.regime) == ("resample", "retry", "stochastic")
+    assert (decision.route, decision.remedy, decision.regime) == ("resample", "retry", "stochastic")
     assert set(decision.expected) == {"retry"}
     assert policy.decide(diagnosis(), Ledger()) == policy.decide(diagnosis(), Ledger())
     spent = diagnosis(draws=21, tried={"retry": 20, "dense_steer": 20, "sparse_steer": 20, "local_temp": 5})
@@ -180,7 +180,7 @@ def test_what_was_never_tried_is_not_given_up_unseen() -> None:
     stuck = diagnosis(draws=9, cost=dict.fromkeys(("retry", "dense_steer"), ONE))
     decision = LearnedPolicy(belief=hopeless).decide(stuck, Ledger())
     assert decision.expected["dense_steer"] < 0.05
-    assert decision.operator == "dense_steer"
+    assert decision.remedy == "dense_steer"
     assert LearnedPolicy(belief=hopeless).decide(replace(stuck, tried={"dense_steer": 1}), Ledger()).route == "escalate"
     assert LearnedPolicy(belief=hopeless, explore=0).decide(stuck, Ledger()).route == "escalate"
     assert hopeless.attempts() == {"retry": 400}
@@ -204,7 +204,7 @@ def test_the_candidate_is_no_attempt_and_rounds_count_their_draws() -> None:
         (lambda: Worth(rescue=math.nan), "rescue is nan"),
         (lambda: Worth(answered=2.0), "answered is 2.0"),
         (lambda: Worth(attempt={"human": 1.0}), "attempt names 'human'"),
-        (lambda: Belief().seen({"human": 1}), "'human' is no operator"),
+        (lambda: Belief().seen({"human": 1}), "'human' is no remedy"),
         (lambda: Belief().scaled(2), "share is 2"),
         (lambda: PopulationPrior(size=0), "size is 0"),
     ],
@@ -227,7 +227,7 @@ def test_in_the_graph_it_recovers_and_learns_from_the_case() -> None:
     learned = policy.learn(case)
     assert learned.belief == seen_in(case)
     assert learned.belief.failures == 1
-    ((failed, by),) = learned.belief.remedies
+    ((failed, by),) = learned.belief.histories
     assert (sum(n for _, n in failed), by) == (2, case.outcome.by)
 
 
@@ -240,7 +240,7 @@ def test_a_candidate_that_passed_teaches_nothing() -> None:
 def test_predictions_are_shares_whatever_the_weights() -> None:
     weights = np.random.default_rng(0).random((3, SMALL.size))
     rescue = predict(weights, hypotheses(SMALL).table(tries(retry=30, tool=50)))
-    assert rescue.shape == (3, len(OPERATORS))
+    assert rescue.shape == (3, len(REMEDIES))
     assert ((rescue >= 0) & (rescue <= 1)).all()
     # Attempts beyond those that are told apart change nothing.
     np.testing.assert_array_equal(hypotheses(SMALL).table(tries(retry=24)), hypotheses(SMALL).table(tries(retry=40)))

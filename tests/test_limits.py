@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rfx_agent import ConfigError, InFlight, Ratio, Window
-from rfx_agent._types import Spend
-from rfx_agent.limits import Hold, Refused, Replayed, accounts_of, amount_of, claims_of
-from rfx_agent.shared import SharedBudget
-from rfx_agent.stores import MemoryStore
+from rfx_agent.budgets.limits import Refused, Replayed, Reservation, accounts_of, amount_of, claims_of
+from rfx_agent.budgets.memory import MemoryStore
+from rfx_agent.budgets.shared import SharedBudget
+from rfx_agent.records import Spend
 
 LIMITS = (
     Window("tenant", "usd", 5.0, "day"),
@@ -61,16 +61,16 @@ def test_money_is_never_rounded_down(usd: float) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Window("", "usd", 1, "day"), "scope ''"),
-        (lambda: Window("tenant", "cents", 1, "day"), "unit 'cents'; give one of attempts, tokens, usd, escalations"),  # type: ignore[arg-type]
-        (lambda: Window("tenant", "usd", -1, "day"), "most -1"),
-        (lambda: Window("tenant", "usd", float("inf"), "day"), "most inf"),
-        (lambda: Window("tenant", "usd", 1, "week"), "per 'week'; give second, minute, hour, day, or seconds"),
-        (lambda: Window("tenant", "usd", 1, 0), "per 0; give a finite number above 0"),
-        (lambda: Ratio("model", "tokens", share=-0.1, floor=0), "share -0.1"),
+        (lambda: Window("", "usd", 1, "day"), "scope is ''"),
+        (lambda: Window("tenant", "cents", 1, "day"), "unit is 'cents'; give one of 'attempts', 'tokens', 'usd'"),  # type: ignore[arg-type]
+        (lambda: Window("tenant", "usd", -1, "day"), "most is -1"),
+        (lambda: Window("tenant", "usd", float("inf"), "day"), "most is inf"),
+        (lambda: Window("tenant", "usd", 1, "week"), "per is 'week'; give second, minute, hour, day, or seconds"),
+        (lambda: Window("tenant", "usd", 1, 0), "per is 0; give a finite number above 0"),
+        (lambda: Ratio("model", "tokens", share=-0.1, floor=0), "share is -0.1"),
         (lambda: Ratio("model", "escalations", share=0.1, floor=0), "a Ratio of escalations"),
         (lambda: InFlight("global", 1.5), "most is 1.5"),  # type: ignore[arg-type]
-        (lambda: InFlight("global", True), "most True"),
+        (lambda: InFlight("global", True), "most is True"),
     ],
 )
 def test_a_limit_that_cannot_work_is_refused(make: Any, message: str) -> None:
@@ -95,7 +95,7 @@ def test_a_price_that_floats_cannot_hold_is_not_a_billionth_dearer() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"store": None}, r"store is None; give one such as stores\.MemoryStore\(\)"),
+        ({"store": None}, r"store is None; give one such as MemoryStore\(\) or SQLStore\(url\)"),
         ({"store": MemoryStore}, r"store is <class .*MemoryStore'>; give one"),
         ({"limits": ("usd",)}, "limits has 'usd'; give Window, Ratio or InFlight"),
         ({"scopes": {"tenant": 3}}, "scope 'tenant' is 3; give a name and a key that is a text"),
@@ -113,15 +113,15 @@ def test_runs_of_one_scope_share_and_those_of_others_do_not() -> None:
     store = MemoryStore()
     budget = SharedBudget(store=store, limits=(Window("tenant", "attempts", 2, "hour"),))
     acme, other = budget.scoped(tenant="acme"), budget.scoped(tenant="other")
-    assert isinstance(acme.reserve("a", acme.claims(Spend(attempts=2))), Hold)
+    assert isinstance(acme.reserve("a", acme.claims(Spend(attempts=2))), Reservation)
     assert isinstance(acme.reserve("b", acme.claims(Spend(attempts=1))), Refused)
-    assert isinstance(other.reserve("c", other.claims(Spend(attempts=2))), Hold)
+    assert isinstance(other.reserve("c", other.claims(Spend(attempts=2))), Reservation)
 
 
 def test_what_was_settled_with_a_record_is_replayed() -> None:
     budget = SharedBudget(store=MemoryStore(), limits=(Window("global", "usd", 1, "hour"),))
     hold = budget.reserve("a", budget.claims(Spend(usd=0.5)))
-    assert isinstance(hold, Hold)
+    assert isinstance(hold, Reservation)
     budget.settle(hold, Spend(usd=0.25, tokens=7), "record")
     assert budget.reserve("a", budget.claims(Spend(usd=0.5))) == Replayed("record")
     (account,) = budget.store.accounts()
@@ -135,7 +135,7 @@ def test_credit_comes_from_normal_traffic() -> None:
     budget.deposit(Spend(tokens=99))
     assert isinstance(budget.reserve("a", claims), Refused)
     budget.deposit(Spend(tokens=1))
-    assert isinstance(budget.reserve("a", claims), Hold)
+    assert isinstance(budget.reserve("a", claims), Reservation)
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
@@ -144,7 +144,7 @@ def test_who_may_wait_is_granted_when_somebody_gives_back(how: str, monkeypatch:
     budget = SharedBudget(store=store, limits=(InFlight("global", 1),), wait=3600.0)
     claims = budget.claims(Spend())
     first = budget.reserve("a", claims)
-    assert isinstance(first, Hold)
+    assert isinstance(first, Reservation)
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -155,10 +155,10 @@ def test_who_may_wait_is_granted_when_somebody_gives_back(how: str, monkeypatch:
     async def asleep(seconds: float) -> None:
         sleep(seconds)
 
-    monkeypatch.setattr("rfx_agent.shared.time.sleep", sleep)
-    monkeypatch.setattr("rfx_agent.shared.asyncio.sleep", asleep)
+    monkeypatch.setattr("rfx_agent.budgets.shared.time.sleep", sleep)
+    monkeypatch.setattr("rfx_agent.budgets.shared.asyncio.sleep", asleep)
     grant = budget.reserve("b", claims) if how == "sync" else asyncio.run(budget.areserve("b", claims))
-    assert isinstance(grant, Hold)
+    assert isinstance(grant, Reservation)
     assert slept == [0.05, 0.1, 0.2]
 
 

@@ -29,19 +29,9 @@ from langgraph.types import Command, interrupt
 from pydantic import BaseModel, PrivateAttr
 from scenarios import EVERY, SCENARIOS, STEP
 
-from rfx_agent import (
-    ConfigError,
-    Escalation,
-    FunctionVerifier,
-    RetryBudget,
-    SampleRequest,
-    SamplerError,
-    Unresolved,
-    Usage,
-    Verdict,
-    VerifierError,
-)
-from rfx_agent.adapters.middleware import RecoverabilityMiddleware
+from rfx_agent import ConfigError, Escalation, FunctionVerifier, RetryBudget, SampleRequest, Unresolved, Usage, Verdict
+from rfx_agent.adapters.agent.middleware import RecoverabilityMiddleware
+from rfx_agent.errors import SamplerError, VerifierError
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 INVOKES: dict[str, Callable[..., Any]] = {
@@ -862,12 +852,12 @@ def test_reference_and_step_id_come_from_the_request(invoke: Callable[..., Any])
 
     class Referenced(ScriptedVerifier):
         def verify(self, step: Any, rollout: Any, *, peers: Any = ()) -> Verdict:
-            seen.append((step.reference, step.messages[-1]["content"]))
+            seen.append((step.expected, step.messages[-1]["content"]))
             return Verdict(True)
 
     recovering = middleware(
         Referenced([]),
-        reference=lambda request: request.messages[-1].text[-2],
+        expected=lambda request: request.messages[-1].text[-2],
         step_id=lambda request: "mine",
         on_event=events.append,
     )
@@ -880,7 +870,7 @@ def test_reference_and_step_id_come_from_the_request(invoke: Callable[..., Any])
     ("parts", "why"),
     [
         ({"verifier": "42"}, "verifier is '42'"),
-        ({"per": "thread"}, "per is 'thread'; give 'run' or 'call'"),
+        ({"per": "thread"}, "per is 'thread'; give one of 'run', 'call'"),
         ({"on_unresolved": "ignore"}, "on_unresolved is 'ignore'"),
         ({"interrupts": 2}, "interrupts is 2"),
         ({"tool": "x"}, "tool is 'x'"),
@@ -888,7 +878,7 @@ def test_reference_and_step_id_come_from_the_request(invoke: Callable[..., Any])
         ({"recovers": ["fetch"]}, "recovers is"),
         ({"recovers": {"fetch": 1}}, r"recovers\['fetch'\] is 1"),
         ({"tool_retries": -1}, "tool_retries is -1"),
-        ({"reference": "42"}, "reference is '42'"),
+        ({"expected": "42"}, "expected is '42'"),
         ({"max_token": 5}, "unknown parameter 'max_token'"),
         ({"temperature": -1}, "temperature is -1"),
     ],

@@ -19,22 +19,14 @@ from pydantic import BaseModel
 from scenarios import EVERY, STEP
 from typing_extensions import TypedDict
 
-from rfx_agent import (
-    ConfigError,
-    Decision,
-    DefaultPolicy,
-    Diagnosis,
-    Ledger,
-    Ratio,
-    Recovery,
-    RetryBudget,
-    SamplerError,
-    SharedBudget,
-    Unresolved,
-)
-from rfx_agent.adapters.node import add_recovery, recoverable
-from rfx_agent.case import encode
-from rfx_agent.stores import MemoryStore
+from rfx_agent import ConfigError, Ratio, Recovery, RetryBudget, SharedBudget, Unresolved, codec
+from rfx_agent.adapters.graph.behind import add_recovery
+from rfx_agent.adapters.graph.node import recoverable
+from rfx_agent.budgets.memory import MemoryStore
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.case import Decision, Diagnosis
+from rfx_agent.errors import SamplerError
+from rfx_agent.policies import DefaultPolicy
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 INVOKES: dict[str, Callable[..., Any]] = {
@@ -49,7 +41,7 @@ CALL = AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])
 
 class Typed(TypedDict, total=False):
     question: str
-    reference: str
+    expected: str
     answer: str
     outcome: dict[str, Any]
     note: str
@@ -58,7 +50,7 @@ class Typed(TypedDict, total=False):
 @dataclasses.dataclass
 class Data:
     question: str = ""
-    reference: str = ""
+    expected: str = ""
     answer: str | None = None
     outcome: dict[str, Any] | None = None
     note: str = ""
@@ -66,7 +58,7 @@ class Data:
 
 class Model(BaseModel):
     question: str = ""
-    reference: str = ""
+    expected: str = ""
     answer: str | None = None
     outcome: dict[str, Any] | None = None
     note: str = ""
@@ -107,7 +99,7 @@ def chain(schema: Any, node: Any, **nodes: Any) -> Any:
     return builder
 
 
-KEYS: Any = {"prompt": "question", "answer": "answer", "reference": "reference"}
+KEYS: Any = {"prompt": "question", "answer": "answer", "expected": "expected"}
 
 
 class TestRecoverable:
@@ -123,7 +115,7 @@ class TestRecoverable:
 
         recovery = deployment()
         graph = chain(schema, recoverable(solve, recovery=recovery, **KEYS)).compile()
-        state = invoke(graph, {"question": QUESTION, "reference": "42"})
+        state = invoke(graph, {"question": QUESTION, "expected": "42"})
         assert (state["answer"], state["note"], work.calls) == ("42", "by run 3", 4)
 
     @both
@@ -430,7 +422,7 @@ class TestPassing:
     def test_the_outcome_is_the_engines(self, invoke: Callable[..., Any]) -> None:
         node = recoverable(lambda state: {"answer": "42"}, recovery=deployment(), outcome="outcome", **KEYS)
         outcome = deployment().run(QUESTION, "42").outcome
-        assert invoke(chain(Typed, node).compile(), {"question": QUESTION})["outcome"] == encode(outcome)
+        assert invoke(chain(Typed, node).compile(), {"question": QUESTION})["outcome"] == codec.plain(outcome)
 
     @both
     @pytest.mark.parametrize("answers", [["42"], ["40", "41", "42", "43"]])
@@ -490,7 +482,7 @@ class TestAddRecovery:
         edges = {(e.source, e.target) for e in graph.get_graph().edges}
         assert {("solve", "recover"), ("recover", "finish")} <= edges
         assert ("solve", "finish") not in edges
-        state = invoke(graph, {"question": QUESTION, "reference": "42", "note": "kept"})
+        state = invoke(graph, {"question": QUESTION, "expected": "42", "note": "kept"})
         assert (state["answer"], state["note"], seen, work.calls) == ("42", "kept", ["42"], 1)
 
     @both
@@ -549,7 +541,7 @@ class TestAddRecovery:
         builder = plain(schema, work)
         add_recovery(builder, "solve", recovery=recovery, outcome="outcome", **KEYS)
         graph = builder.compile(checkpointer=InMemorySaver())
-        asked = invoke(graph, {"question": QUESTION, "reference": "42"}, THREAD)["__interrupt__"][0].value
+        asked = invoke(graph, {"question": QUESTION, "expected": "42"}, THREAD)["__interrupt__"][0].value
         assert asked["action_requests"][0]["args"] == {"answer": "40"}
         sampler: Any = recovery.sampler
         paid = (work.calls, len(sampler.requests), len(verifier.judged), len(events))

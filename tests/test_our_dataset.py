@@ -26,8 +26,15 @@ def test_it_is_as_large_as_it_claims_and_small_enough_to_carry(ours: Dataset) ->
     assert len({row["task"] for row in failures}) >= 8
     for row in failures:
         assert row["retry_attempts"] >= 8
-        assert all(row[f"{operator}_attempts"] >= 4 for operator in (*STEERING, "tool"))
+        assert all(row[f"{remedy}_attempts"] >= 4 for remedy in (*STEERING, "tool"))
     assert sum(path.stat().st_size for path in DATASET.iterdir()) <= 10 * 2**20
+
+
+def test_its_columns_of_version_0_1_have_the_new_names(ours: Dataset) -> None:
+    assert ours.provenance["format"] == 1
+    assert set(ours.rollouts["remedy"].to_pylist()) == {"retry", *STEERING, "tool"}
+    assert None not in ours.failures["expected"].to_pylist()
+    assert not {"operator", "reference"} & {*ours.rollouts.column_names, *ours.failures.column_names}
 
 
 def test_it_says_where_it_comes_from(ours: Dataset) -> None:

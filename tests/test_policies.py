@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from rfx_agent import ConfigError, DefaultPolicy, Diagnosis, FixedPolicy, RetryBudget
-from rfx_agent._types import Agreement, Spend
-from rfx_agent.budgets import Ledger
+from rfx_agent import ConfigError, RetryBudget
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.case import Diagnosis
+from rfx_agent.policies import DefaultPolicy, FixedPolicy
+from rfx_agent.records import Agreement, Spend
 
 ONE = Spend(attempts=1, samples=1, tokens=100)
 ALL = dict.fromkeys(("retry", "local_temp", "tool", "sparse_steer", "dense_steer", "sparse_steer_random"), ONE)
@@ -43,7 +45,7 @@ def test_a_stochastic_failure_is_resampled() -> None:
     # Beta(5.27, 1.45) is 0.78: above the gate of 0.5
     posterior = dict(diagnosis().posterior) | {"retry": (5.27, 1.45)}
     decision = DefaultPolicy().decide(diagnosis(posterior=posterior), Ledger())
-    assert (decision.route, decision.operator, decision.regime) == ("resample", "retry", "stochastic")
+    assert (decision.route, decision.remedy, decision.regime) == ("resample", "retry", "stochastic")
 
 
 def test_below_the_gate_nothing_that_is_better_by_the_margin_is_stochastic_too() -> None:
@@ -54,7 +56,7 @@ def test_below_the_gate_nothing_that_is_better_by_the_margin_is_stochastic_too()
 
 
 @pytest.mark.parametrize(
-    ("top", "steering", "route", "operator", "reason", "from_junction"),
+    ("top", "steering", "route", "remedy", "reason", "from_junction"),
     [
         ("logit_dispersion", False, "resample", "local_temp", "rule:local_temp", True),
         ("spread", True, "steer", "dense_steer", "rule:dense_steer", False),
@@ -65,19 +67,19 @@ def test_below_the_gate_nothing_that_is_better_by_the_margin_is_stochastic_too()
     ],
 )
 def test_a_structural_failure_takes_the_rules_operator_or_the_tool_in_its_place(
-    top: str | None, steering: bool, route: str, operator: str, reason: str, from_junction: bool
+    top: str | None, steering: bool, route: str, remedy: str, reason: str, from_junction: bool
 ) -> None:
     z = {name: 1.0 if name == top else -0.5 for name in ("spread", "concentration", "logit_dispersion")}
     cost = ALL if steering else diagnosis().cost
     decision = DefaultPolicy().decide(diagnosis(z=z, cost=cost), Ledger())
-    assert (decision.route, decision.operator, decision.reason) == (route, operator, reason)
+    assert (decision.route, decision.remedy, decision.reason) == (route, remedy, reason)
     assert (decision.regime, decision.from_junction) == ("structural", from_junction)
-    assert decision.temperature == (1.0 if operator == "local_temp" else None)
+    assert decision.temperature == (1.0 if remedy == "local_temp" else None)
 
 
 def test_features_that_may_not_route_leave_it_to_the_posteriors_and_say_so() -> None:
     decision = DefaultPolicy().decide(diagnosis(routable=False), Ledger())
-    assert (decision.operator, decision.reason) == ("tool", "rescue:tool")
+    assert (decision.remedy, decision.reason) == ("tool", "rescue:tool")
     assert "may not route" in decision.sentence
     assert decision.z == diagnosis().z  # reported all the same
 
@@ -121,7 +123,7 @@ def test_a_decision_is_a_full_record() -> None:
 def test_a_fixed_policy_goes_round_its_operators_until_the_budget_ends() -> None:
     policy = FixedPolicy(("retry", "tool"))
     turns = [
-        policy.decide(diagnosis(tried=tried), Ledger()).operator
+        policy.decide(diagnosis(tried=tried), Ledger()).remedy
         for tried in ({}, {"retry": 1}, {"retry": 1, "tool": 1}, {"retry": 2, "tool": 1})
     ]
     assert turns == ["retry", "tool", "retry", "tool"]
@@ -133,7 +135,7 @@ def test_a_fixed_policy_goes_round_its_operators_until_the_budget_ends() -> None
     [
         ({"gate": 1.5}, "gate is 1.5"),
         ({"lifted_temperature": 0.0}, "lifted_temperature is 0.0"),
-        ({"rounds": {"wish": 2}}, "unknown operator 'wish'"),
+        ({"rounds": {"wish": 2}}, "unknown remedy 'wish'"),
     ],
 )
 def test_parameters_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rfx_agent._errors import ConfigError
-from rfx_agent.numerics.posterior import from_mean_variance, mean, moments, prob_any, update
+from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.posterior import from_mean_variance, mean, moments, prob_any, update
 
 
 def test_update_and_mean() -> None:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rfx_agent import prices
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Usage
-from rfx_agent.budgets import Price
-from rfx_agent.prices import price_of
+from rfx_agent.budgets import prices
+from rfx_agent.budgets.prices import price_of
+from rfx_agent.budgets.step import Price
+from rfx_agent.errors import ConfigError
+from rfx_agent.records import Usage
 
 library: Any = pytest.importorskip("genai_prices")
 types: Any = pytest.importorskip("genai_prices.types")
@@ -273,7 +273,7 @@ def test_parameters_that_cannot_work_fail_at_once(given: dict[str, Any], says: s
 
 def test_nothing_is_loaded_before_a_price_is_asked_and_no_thread_started() -> None:
     code = (
-        "import sys, threading; from rfx_agent.prices import price_of; print('genai_prices' in sys.modules); "
+        "import sys, threading; from rfx_agent.budgets.prices import price_of; print('genai_prices' in sys.modules); "
         "price_of('gpt-5-mini'); print(threading.active_count())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

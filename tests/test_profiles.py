@@ -10,11 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scenarios import EVERY, SCENARIOS, STEP
+from states import STATES, manifest
 
 from rfx_agent import Case, ConfigError, RfxError, Rollout, Step, Verdict
-from rfx_agent._records import Attempt
-from rfx_agent.case import Outcome
-from rfx_agent.lab.profiles import LogRow, ProfileError, is_log, log_line, read_log, read_profile
+from rfx_agent.case import Attempt, Outcome
+from rfx_agent.codec import plain
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.features import TWO_MODEL
+from rfx_agent.lab.calibrate import calibrate, populations
+from rfx_agent.lab.common import ProfileError
+from rfx_agent.lab.logs import LogRow, log_line, read_log
+from rfx_agent.lab.profiles import is_log, read_profile
+from rfx_agent.policies import Belief, LearnedPolicy
 
 pl = pytest.importorskip("polars")
 
@@ -141,9 +148,9 @@ def test_every_case_can_be_logged_and_read_back(tmp_path: Path, name: str) -> No
     path.write_text(line + "\n")
     assert is_log(path)
     (row,) = read_log(path).rows
-    for operator in ("retry", "tool"):
-        tried = [passed for op, passed in row.attempts if op == operator]
-        assert (len(tried), sum(tried)) == case.tally(operator)
+    for remedy in ("retry", "tool"):
+        tried = [passed for name, passed in row.attempts if name == remedy]
+        assert (len(tried), sum(tried)) == case.tally(remedy)
 
 
 def test_a_log_line_holds_no_text_and_no_draw_twice() -> None:
@@ -152,10 +159,10 @@ def test_a_log_line_holds_no_text_and_no_draw_twice() -> None:
         Rollout("SECRET", id="r0", verdict=no),
         Rollout("SECRET", id="r1", round=0, response_id="x", verdict=no),
         Rollout("SECRET", id="r2", round=0, response_id="x", verdict=no),
-        Rollout("SECRET", id="r3", round=2, operator="tool", verdict=yes),
+        Rollout("SECRET", id="r3", round=2, remedy="tool", verdict=yes),
     )
     attempts = (Attempt("retry", 2, 2), Attempt("tool", 1, 0, misses=1), Attempt("tool", 1, 1))
-    step = Step.of("SECRET", reference="SECRET", id="s1")
+    step = Step.of("SECRET", expected="SECRET", id="s1")
     case = Case(step=step, rollouts=rollouts, attempts=attempts, outcome=Outcome("rescued", "SECRET", "SECRET", "tool"))
     line = log_line(case, model="m", task="t")
     assert "SECRET" not in line
@@ -173,7 +180,7 @@ def test_a_person_is_an_attempt() -> None:
 
 
 GOOD = {
-    "v": 1,
+    "schema": 2,
     "step": "s",
     "model": "m",
     "task": "t",
@@ -186,13 +193,13 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"v": 2}, "v:"),
+        ({"schema": 3}, "schema:"),
         ({"step": ""}, "step:"),
         ({"evidence": "three_model"}, "evidence:"),
         ({"features": {"spread": 1.0}}, "features: .*expected"),
         ({"features": GOOD["features"] | {"spread": "x"}}, "features.spread:"),
         ({"attempts": [["retry", 1]]}, "attempts.0.1:"),
-        ({"attempts": [["pray", True]]}, "attempts.0.0:"),
+        ({"attempts": [["Pray", True]]}, "attempts.0.0:"),
         ({"step": "first"}, "step: 'first' was logged already"),
     ],
 )
@@ -204,6 +211,20 @@ def test_a_bad_line_is_named_or_fatal_as_asked(tmp_path: Path, change: dict, why
     log = read_log(path, on_bad="skip")
     assert [number for number, _ in log.bad_rows] == [2, 4]
     assert len(log.rows) == 1
+
+
+def test_what_version_0_1_recorded_is_read() -> None:
+    known = manifest()
+    rows = read_log(STATES / "log.jsonl").rows
+    assert [plain(row, mode="json") for row in rows] == known["log"]
+    belief = Belief.from_json((STATES / "belief.json").read_bytes())
+    assert belief.failures == known["belief"]["failures"]
+    for tries, rescue in known["belief"]["expected"]:
+        assert LearnedPolicy(belief=belief).expected(tries) == pytest.approx(rescue)
+    calibration = Calibration.load(STATES / "calibration.json")
+    assert calibration.name == known["calibration"]["name"]
+    assert calibration.z(dict.fromkeys(TWO_MODEL, 0.6), "two_model") == pytest.approx(known["calibration"]["z"])
+    assert calibrate(populations(rows)[0]).rates["tool"].count == sum(row.tally("tool")[0] > 0 for row in rows)
 
 
 def test_what_a_row_says() -> None:

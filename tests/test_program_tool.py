@@ -8,11 +8,11 @@ import contextlib
 import pytest
 
 from rfx_agent import ports
-from rfx_agent._errors import ConfigError, ToolInputError
-from rfx_agent._types import Spend, Step, ToolResult
+from rfx_agent.errors import ConfigError, ToolInputError
+from rfx_agent.records import Spend, Step, ToolResult
 from rfx_agent.tools import ProgramTool, Sandbox
 
-STEP = Step.of("What is {4721} times 389?", reference="1836469")
+STEP = Step.of("What is {4721} times 389?", expected="1836469")
 
 
 @pytest.fixture(scope="module")

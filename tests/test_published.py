@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rfx_agent.calibration import Calibration
-from rfx_agent.numerics.posterior import moments
-from rfx_agent.routing import route
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.posterior import moments
+from rfx_agent.evidence.routing import route
 
 OTHERS = ("sparse_steer", "sparse_steer_random", "local_temp", "dense_steer")
 FEATURES = ("spread", "concentration", "logit_dispersion")

@@ -12,11 +12,12 @@ import pytest
 from evidence_data import FEATURES, MIXED, rows, write
 from rich.console import Console
 
-from rfx_agent import ConfigError, Rollout, SampleRequest, SamplerError, Step
+from rfx_agent import ConfigError, Rollout, SampleRequest, Step
 from rfx_agent.cli.demo import Report, Task, run_tasks
 from rfx_agent.cli.replay import ReplaySampler, ReplaySteerer, ReplayTool, ReplayVerifier, replay_tasks
 from rfx_agent.cli.show import DemoView
 from rfx_agent.cli.tape import Replay, Tape, load_replay
+from rfx_agent.errors import SamplerError
 from rfx_agent.lab.dataset import read_dataset, write_dataset
 
 
@@ -39,6 +40,10 @@ def ask(tape: Tape, n: int = 1, temperature: float = 0.6) -> SampleRequest:
     return SampleRequest(tape.step.messages, n, temperature)
 
 
+def program(tape: Tape, tool: ReplayTool) -> SampleRequest:
+    return SampleRequest(tool.prompt(tape.step), purpose="tool_input")
+
+
 def tape_of(replay: Replay, family: str, number: int = 0) -> Tape:
     return [tape for tape in replay.tapes if tape.family == family][number]
 
@@ -47,7 +52,7 @@ def shown(tasks: list[Task]) -> tuple[Report, str]:
     out = io.StringIO()
     view = DemoView(Console(file=out, width=80))
     with view.running("small", tasks, replay=True):
-        report = asyncio.run(run_tasks(tasks, parallel=1, on_done=view.done))
+        report = asyncio.run(run_tasks(tasks, concurrency=1, on_done=view.done))
     view.summary(report, 0.0)
     return report, out.getvalue()
 
@@ -80,8 +85,8 @@ def test_a_lifted_temperature_and_other_prompts_are_told_apart(replay: Replay) -
     assert sampler.sample(ask(tape)).rollouts[0].text == tape.attempts["retry"][4]["text"]
     hot = sampler.sample(ask(tape, temperature=1.0)).rollouts[0]
     assert (hot.text, hot.start) == (tape.attempts["local_temp"][0]["text"], 4)
-    program = sampler.sample(SampleRequest(tool.prompt(tape.step), 1, 0.6)).rollouts[0]
-    assert program.text == tape.attempts["tool"][0]["text"]
+    written = sampler.sample(program(tape, tool)).rollouts[0]
+    assert written.text == tape.attempts["tool"][0]["text"]
 
 
 def test_the_sandbox_runs_the_program_and_its_verdict_is_the_recorded_one(replay: Replay) -> None:
@@ -89,10 +94,10 @@ def test_the_sandbox_runs_the_program_and_its_verdict_is_the_recorded_one(replay
         tape = tape_of(replay, family)
         sampler, tool = player(tape)
         verifier = ReplayVerifier(tape, sampler)
-        text = sampler.sample(SampleRequest(tool.prompt(tape.step), 1, 0.6)).rollouts[0].text
+        text = sampler.sample(program(tape, tool)).rollouts[0].text
         result = tool.run(tool.parse(text))
         assert result.answer == tape.attempts["tool"][0]["answer"]
-        verdict = verifier.verify(tape.step, Rollout(str(result.answer), operator="tool"))
+        verdict = verifier.verify(tape.step, Rollout(str(result.answer), remedy="tool"))
         assert (verdict.passed, verdict.answer) == (passes, result.answer)
 
 
@@ -112,8 +117,8 @@ def test_another_result_than_was_recorded_does_not_pass(replay: Replay, text: st
     row = {**tape.attempts["tool"][0], "answer": recorded, "passed": True}
     tape = replace(tape, attempts={**tape.attempts, "tool": (row,)})
     sampler, tool = player(tape)
-    sampler.sample(SampleRequest(tool.prompt(tape.step)))
-    assert ReplayVerifier(tape, sampler).verify(tape.step, Rollout(text, operator="tool")).passed is same
+    sampler.sample(program(tape, tool))
+    assert ReplayVerifier(tape, sampler).verify(tape.step, Rollout(text, remedy="tool")).passed is same
 
 
 def test_every_recorded_verdict_is_given_back_and_no_other(replay: Replay) -> None:
@@ -133,7 +138,7 @@ def test_steering_comes_back_in_order_with_its_failures(replay: Replay) -> None:
     steerer = ReplaySteerer(tape, name="pair")
     assert steerer.operators == ("sparse_steer", "sparse_steer_random", "dense_steer")
     at, request = Rollout("It is"), ask(tape)
-    assert steerer.steer(tape.step, "dense_steer", at, request).rollouts[0].operator == "dense_steer"
+    assert steerer.steer(tape.step, "dense_steer", at, request).rollouts[0].remedy == "dense_steer"
     with pytest.raises(SamplerError, match="as recorded: it diverged"):
         asyncio.run(steerer.asteer(tape.step, "dense_steer", at, request))
     with pytest.raises(SamplerError, match="no more than 2 dense_steer"):
@@ -145,13 +150,13 @@ def test_a_program_that_fails_is_not_repaired_twice(replay: Replay) -> None:
     row = {**tape.attempts["tool"][0], "text": "answer = 1 / 0", "error": "ZeroDivisionError", "passed": False}
     tape = replace(tape, attempts={**tape.attempts, "tool": (row, *tape.attempts["tool"][1:])})
     sampler, tool = player(tape)
-    first = sampler.sample(SampleRequest(tool.prompt(tape.step)))
+    first = sampler.sample(program(tape, tool))
     result = tool.run(tool.parse(first.rollouts[0].text))
     again = sampler.sample(SampleRequest(tool.repair(tape.step, first.rollouts[0].text, result)))
     assert result.error is not None
     assert again.rollouts[0].text == first.rollouts[0].text
     assert (first.usage.tokens > 0, again.usage.tokens) == (True, 0)
-    after = sampler.sample(SampleRequest(tool.prompt(tape.step)))
+    after = sampler.sample(program(tape, tool))
     assert after.rollouts[0].text == tape.attempts["tool"][1]["text"]
 
 
@@ -189,7 +194,7 @@ def test_the_figures_are_the_same_every_time(replay: Replay) -> None:
 
 def test_it_says_when_recorded_draws_ran_out(folder: Path, tmp_path: Path) -> None:
     data = read_dataset(folder)
-    few = [x for x in data.rollouts.to_pylist() if x["operator"] != "retry" or x["attempt"] < 5]
+    few = [x for x in data.rollouts.to_pylist() if x["remedy"] != "retry" or x["attempt"] < 5]
     write_dataset(tmp_path, few, data.failures.to_pylist(), data.provenance)
     report, text = shown(replay_tasks(load_replay(tmp_path), problems=6, seed=7))
     cut = report.as_dict()["retry"]["cut_short"]
@@ -199,7 +204,7 @@ def test_it_says_when_recorded_draws_ran_out(folder: Path, tmp_path: Path) -> No
 
 def test_a_dataset_without_steering_is_replayed_without(folder: Path, tmp_path: Path) -> None:
     data = read_dataset(folder)
-    plain = [x for x in data.rollouts.to_pylist() if x["operator"] in ("retry", "tool")]
+    plain = [x for x in data.rollouts.to_pylist() if x["remedy"] in ("retry", "tool")]
     write_dataset(tmp_path, plain, data.failures.to_pylist(), data.provenance)
     tasks = replay_tasks(load_replay(tmp_path), problems=4, seed=7)
     assert all(task.recovery.steerer is None for task in tasks)
@@ -215,6 +220,6 @@ def test_a_dataset_that_cannot_be_replayed_is_refused(folder: Path, tmp_path: Pa
         load_replay(tmp_path)
 
 
-def test_a_tape_holds_no_reference(replay: Replay) -> None:
-    assert all(tape.step.reference is None for tape in replay.tapes)
+def test_a_tape_holds_no_right_answer(replay: Replay) -> None:
+    assert all(tape.step.expected is None for tape in replay.tapes)
     assert isinstance(replay.tapes[0].step, Step)

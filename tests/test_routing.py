@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rfx_agent._errors import ConfigError, FeatureError
-from rfx_agent.routing import RoutingRule, operator_of, route
+from rfx_agent.errors import ConfigError, FeatureError
+from rfx_agent.evidence.routing import RoutingRule, operator_of, route
 
 NAMES = ("spread", "concentration", "logit_dispersion")
 numbers = st.floats(-10, 10)
@@ -100,10 +100,10 @@ def test_broken_scores() -> None:
 def test_impossible_rules() -> None:
     with pytest.raises(ConfigError, match="empty"):
         RoutingRule({})
-    with pytest.raises(ConfigError, match="'dense' does not exist"):
-        RoutingRule({"spread": "dense"})
-    with pytest.raises(ConfigError, match="'x' does not exist"):
-        RoutingRule(fallback="x")
+    with pytest.raises(ConfigError, match="operator is 'Dense'; give a name"):
+        RoutingRule({"spread": "Dense"})
+    with pytest.raises(ConfigError, match="operator is ''; give a name"):
+        RoutingRule(fallback="")
 
 
 def test_rules_are_values() -> None:

@@ -10,10 +10,10 @@ import diagnoses
 import pytest
 from langgraph.errors import GraphInterrupt
 
-from rfx_agent import DefaultPolicy, Diagnosis, FixedPolicy, Recovery, Step
-from rfx_agent._records import Decision
-from rfx_agent.budgets import Ledger
-from rfx_agent.policies import Difference, LearnedPolicy, Policy, ShadowPolicy
+from rfx_agent import Recovery, Step
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.case import Decision, Diagnosis
+from rfx_agent.policies import DefaultPolicy, Difference, FixedPolicy, LearnedPolicy, Policy, ShadowPolicy
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
 
@@ -47,7 +47,7 @@ def test_the_acting_decision_stands_and_differences_are_told() -> None:
     assert difference.shadow == shadow.decide(diagnosis(), Ledger())
     line = json.loads(json.dumps(difference.as_dict()))
     assert (line["step"], line["attempts"]) == ("s7", 1)
-    assert (line["acting"]["operator"], line["shadow"]["operator"]) == ("retry", "tool")
+    assert (line["acting"]["remedy"], line["shadow"]["remedy"]) == ("retry", "tool")
     assert policy.version == "fixed:retry/1|shadow:fixed:tool/1"
 
 
@@ -62,7 +62,7 @@ def test_agreement_is_silent() -> None:
 def test_a_broken_shadow_is_a_difference_and_nothing_more() -> None:
     told: list[Difference] = []
     policy = ShadowPolicy(acting=FixedPolicy(), shadow=Broken(ZeroDivisionError("x")), on_difference=told.append)
-    assert policy.decide(diagnosis(), Ledger()).operator == "retry"
+    assert policy.decide(diagnosis(), Ledger()).remedy == "retry"
     assert (told[0].shadow, told[0].error) == (None, "ZeroDivisionError: x")
     assert told[0].as_dict()["shadow"] is None
 
@@ -72,7 +72,7 @@ def test_a_broken_hook_changes_nothing(caplog: pytest.LogCaptureFixture) -> None
         raise RuntimeError("full disk")
 
     policy = ShadowPolicy(acting=FixedPolicy(), shadow=FixedPolicy(("tool",)), on_difference=hook)
-    assert policy.decide(diagnosis(), Ledger()).operator == "retry"
+    assert policy.decide(diagnosis(), Ledger()).remedy == "retry"
     assert "on_difference failed on step s7" in caplog.text
 
 
@@ -93,7 +93,7 @@ def test_by_default_differences_are_logged_as_json(caplog: pytest.LogCaptureFixt
     ShadowPolicy(acting=FixedPolicy(), shadow=FixedPolicy(("tool",))).decide(diagnosis(), Ledger())
     (record,) = caplog.records
     line: dict[str, Any] = json.loads(record.getMessage())
-    assert line["shadow"]["operator"] == "tool"
+    assert line["shadow"]["remedy"] == "tool"
 
 
 def test_in_a_recovery_only_the_acting_policy_spends() -> None:

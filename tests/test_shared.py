@@ -1,4 +1,4 @@
-"""A budget that many runs share: what is refused, what is charged, and what a second process takes up."""
+"""A budget that many runs share: what is refused, what is charged, and what a second process resumes."""
 
 import asyncio
 import copy
@@ -24,18 +24,19 @@ from rfx_agent import (
     RetryBudget,
     Rollout,
     SharedBudget,
-    StoreError,
     Window,
-    aclose_overdue,
-    close_overdue,
     outcome_of,
     recovery_graph,
     step_input,
 )
-from rfx_agent._types import Usage
-from rfx_agent.engine import diagnose, drive
-from rfx_agent.limits import Account
-from rfx_agent.stores import MemoryStore
+from rfx_agent.budgets.limits import Account
+from rfx_agent.budgets.memory import MemoryStore
+from rfx_agent.engine.drive import drive
+from rfx_agent.engine.nodes import diagnose, start
+from rfx_agent.engine.run import Run
+from rfx_agent.errors import StoreError
+from rfx_agent.escalation.overdue import aclose_overdue, close_overdue
+from rfx_agent.records import Usage
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
 THREAD: Any = {"configurable": {"thread_id": "t"}}
@@ -269,7 +270,7 @@ def test_a_store_that_cannot_be_reached_stops_spending_and_a_person_is_asked_all
     graph = recovery_graph(failing(SharedBudget(store=Broken("reserve"))), checkpointer=InMemorySaver())
     state = graph.invoke(step_input(STEP, "41"), THREAD)
     assert state["__interrupt__"]
-    assert "escalated without the shared budget: connection refused" in state["recovery"]["notes"]
+    assert "escalate without the shared budget: connection refused" in state["recovery"]["notes"]
 
 
 @ways
@@ -379,7 +380,7 @@ def test_a_notifier_that_fails_is_a_note(way: Callable[..., Case]) -> None:
         raise OSError("no route to host")
 
     case = way(failing(SharedBudget(store=MemoryStore()), escalator=Nobody(), escalation=Escalation(notify=fails)))
-    assert "nobody could be told of the case: OSError: no route to host" in case.notes
+    assert "nobody could be notified of the case: OSError: no route to host" in case.notes
     assert case.outcome is not None
     assert case.outcome.reason == "deadline:reject"
 
@@ -392,8 +393,8 @@ def test_a_case_that_was_opened_is_not_opened_again() -> None:
     deadlines = []
     for _ in range(2):
         recovery = failing(shared, escalation=Escalation(notify=notify), clock=lambda: now[0])
-        case = recovery.start(STEP, "41", run_id="run")
-        opened = drive(diagnose(recovery, case, human=True))
+        run = Run.of(recovery)
+        opened = drive(diagnose(run, start(run, STEP, "41", run_id="run"), human=True))
         assert opened.ask is not None
         deadlines.append(opened.ask.deadline)
         assert opened.ledger.spent.escalations == 1
@@ -442,7 +443,7 @@ def test_nothing_is_approved_unseen_in_which_the_verifier_found_no_answer() -> N
     now = [1000.0]
     recovery = Recovery(
         sampler=ScriptedSampler([], last="Error: upstream timeout"),
-        verifier=ExactVerifier(answer="42", whole=False),
+        verifier=ExactVerifier("42", whole=False),
         budget=RetryBudget(samples=3),
         escalation=Escalation(deadline=60.0, default="approve"),
         clock=lambda: now[0],

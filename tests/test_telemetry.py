@@ -20,21 +20,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from scenarios import EVERY, SCENARIOS, STEP
 
-from rfx_agent import (
-    ConfigError,
-    Recovery,
-    Rollout,
-    SamplerError,
-    Step,
-    Usage,
-    VerifierError,
-    recovery_graph,
-    step_input,
-    with_recovery,
-)
-from rfx_agent._types import SampleRequest, SampleResult, Spend
+from rfx_agent import ConfigError, Recovery, Rollout, Step, Usage, recovery_graph, step_input, with_recovery
 from rfx_agent.case import Outcome
+from rfx_agent.errors import SamplerError, VerifierError
 from rfx_agent.events import Finished, Judged, Reserved, Sampled, Scored, ToolRan
+from rfx_agent.records import SampleRequest, SampleResult, Spend
 from rfx_agent.telemetry import Telemetry
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
@@ -165,7 +155,7 @@ def test_a_rescue_by_sampling_again_in_full() -> None:
         "gen_ai.request.choice.count": 3,
         "gen_ai.usage.input_tokens": 10,
         "gen_ai.usage.output_tokens": 3,
-        "rfx.operator": "retry",
+        "rfx.remedy": "retry",
         "rfx.tag": "retry:attempt:1",
         "rfx.got": 3,
     }
@@ -175,16 +165,16 @@ def test_a_rescue_by_sampling_again_in_full() -> None:
         "gen_ai.operation.name": "evaluate",
         "gen_ai.evaluation.name": "scripted",
         "gen_ai.evaluation.score.label": "fail",
-        "rfx.operator": "candidate",
+        "rfx.remedy": "candidate",
         "rfx.rollout": "r0",
         "rfx.weak": False,
     }
     assert [v["gen_ai.evaluation.score.label"] for v in verdicts].count("pass") == 1
-    assert [v["rfx.operator"] for v in verdicts[1:]] == ["retry"] * 3 + ["local_temp"] * 4
+    assert [v["rfx.remedy"] for v in verdicts[1:]] == ["retry"] * 3 + ["local_temp"] * 4
     about = dict(seen.step.attributes or {})
     assert (about["rfx.by"], about["rfx.spent.tokens"], about["rfx.spent.calls"]) == ("local_temp", 27, 2)
     first, last = [dict(e.attributes or {}) for e in seen.step.events if e.name == "rfx.decided"]
-    assert (first["rfx.route"], first["rfx.operator"], first["rfx.regime"]) == ("resample", "local_temp", "structural")
+    assert (first["rfx.route"], first["rfx.remedy"], first["rfx.regime"]) == ("resample", "local_temp", "structural")
     assert (first["rfx.evidence"], first["rfx.reason"]) == ("samples", "rescue:local_temp")
     assert first["rfx.posterior.retry"] == pytest.approx((0.27, 0.45 + 4))
     assert first["rfx.expected.local_temp"] == pytest.approx(0.27 / (0.27 + 0.45))
@@ -200,7 +190,7 @@ def test_a_rescue_by_the_tool_and_its_repair() -> None:
     assert programs[0]["gen_ai.operation.name"] == "execute_tool"
     assert programs[0]["gen_ai.tool.name"] == "scripted"
     assert (seen.step.attributes or {})["rfx.by"] == "tool"
-    attempts = seen.counts("rfx.attempts", "rfx.operator", "rfx.result")
+    attempts = seen.counts("rfx.attempts", "rfx.remedy", "rfx.result")
     assert attempts == {
         ("candidate", "failed"): 1,
         ("retry", "failed"): 3,
@@ -337,7 +327,7 @@ def test_a_call_that_the_step_survived_is_no_error() -> None:
         "call_failed",
         None,
     ]
-    assert seen.counts("rfx.attempts", "rfx.operator", "rfx.result") == {("sparse_steer", "missing"): 1}
+    assert seen.counts("rfx.attempts", "rfx.remedy", "rfx.result") == {("sparse_steer", "missing"): 1}
 
 
 def test_a_judge_and_an_ancestor_are_counted() -> None:
@@ -347,7 +337,7 @@ def test_a_judge_and_an_ancestor_are_counted() -> None:
     seen.hook(Scored("s", "base", 2, 1, Usage(20, 0, 2), 0.2))
     seen.hook(Finished("s", Outcome("accepted", by="retry", reason="passed")))
     assert [s.name for s in seen.children(seen.step)] == ["evaluate judge", "evaluate judge", "score base"]
-    assert seen.counts("rfx.attempts", "rfx.operator", "rfx.result") == {("candidate", "failed"): 1}
+    assert seen.counts("rfx.attempts", "rfx.remedy", "rfx.result") == {("candidate", "failed"): 1}
     spent = {p.attributes["gen_ai.operation.name"]: 0 for p in seen.points("gen_ai.client.token.usage")}
     for point in seen.points("gen_ai.client.token.usage"):
         spent[point.attributes["gen_ai.operation.name"]] += point.sum
@@ -489,12 +479,12 @@ def everything(seen: Seen) -> str:
     return "\n".join([*spans, data.to_json() if data else ""])
 
 
-SAID = ["prompt-said", "reference-said", "candidate-said", "draw-said", "program-said", "error-said", "person-said"]
+SAID = ["prompt-said", "expected-said", "candidate-said", "draw-said", "program-said", "error-said", "person-said"]
 
 
 def talk(seen: Seen) -> None:
     """A failure with something said in every place, put before a person."""
-    asked = Step.of("prompt-said", system="prompt-said too", reference="reference-said")
+    asked = Step.of("prompt-said", system="prompt-said too", expected="expected-said")
     draws = ["draw-said 1", "draw-said 2", "draw-said 3", "program-said", SamplerError("error-said", calls=1)]
     scenario = SCENARIOS["tool"]
     recovery = scenario.recovery(sampler=ScriptedSampler(draws), on_event=seen.hook)

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rfx_agent._errors import FeatureError
-from rfx_agent.features import TokenFeatures, TopLogprobs, token_features
-from rfx_agent.numerics.tokens import one_model_token_features
+from rfx_agent.errors import FeatureError
+from rfx_agent.evidence.features import TokenFeatures, TopLogprobs, token_features
+from rfx_agent.evidence.tokens import one_model_token_features
 
 NAMES = [f.name for f in fields(TokenFeatures)]
 fast = settings(derandomize=True, deadline=None, max_examples=120)

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rfx_agent._errors import FeatureError
-from rfx_agent._types import Rollout
-from rfx_agent.features import (
+from rfx_agent.errors import FeatureError
+from rfx_agent.evidence.features import (
     ONE_MODEL,
     TWO_MODEL,
     TokenFeatures,
@@ -23,8 +22,9 @@ from rfx_agent.features import (
     token_offset,
     trajectory_features,
 )
-from rfx_agent.numerics.tokens import OneModelTokenFeatures, one_model_token_features
-from rfx_agent.numerics.trajectory import proxy_features, rollout_features
+from rfx_agent.evidence.tokens import OneModelTokenFeatures, one_model_token_features
+from rfx_agent.evidence.trajectory import proxy_features, rollout_features
+from rfx_agent.records import Rollout
 
 
 def tokens_of(j: list[float], v: list[float] | None = None, kl: list[float] | None = None) -> TokenFeatures:

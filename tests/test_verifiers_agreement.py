@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from verifier_conformance import HOSTILE, check_hostile, check_verifier
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Rollout, Step
+from rfx_agent.errors import ConfigError
+from rfx_agent.records import Rollout, Step
 from rfx_agent.verifiers import AgreementVerifier
 
 STEP = Step.of("?")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from verifier_conformance import HOSTILE, check_hostile, check_verifier
 
-from rfx_agent._errors import ConfigError, VerifierError
-from rfx_agent._types import Rollout, Step, Verdict
+from rfx_agent.errors import ConfigError, VerifierError
+from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers import FunctionVerifier
 
-STEP = Step.of("?", reference="42")
+STEP = Step.of("?", expected="42")
 
 
 def by_text(text):
@@ -22,7 +22,7 @@ def by_text(text):
 
 
 def by_step(step, rollout):
-    return step.reference in rollout.text
+    return step.expected in rollout.text
 
 
 async def by_text_async(text):
@@ -31,7 +31,7 @@ async def by_text_async(text):
 
 
 async def by_step_async(step, rollout, strict=False):
-    return step.reference in rollout.text
+    return step.expected in rollout.text
 
 
 class Callable:

@@ -8,8 +8,8 @@ import pytest
 from pydantic import BaseModel
 from verifier_conformance import HOSTILE, check_hostile, check_verifier
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Rollout, Step
+from rfx_agent.errors import ConfigError
+from rfx_agent.records import Rollout, Step
 from rfx_agent.verifiers import JsonSchemaVerifier, PydanticVerifier
 
 STEP = Step.of("Describe the order as JSON.")

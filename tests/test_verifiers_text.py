@@ -9,14 +9,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from verifier_conformance import HOSTILE, check_hostile, check_verifier
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Rollout, Step
+from rfx_agent.errors import ConfigError
+from rfx_agent.records import Rollout, Step
 from rfx_agent.verifiers import ExactVerifier, RegexVerifier, canonical, extract_answer
-from rfx_agent.verifiers import text as module
-from rfx_agent.verifiers._answers import number
-from rfx_agent.verifiers._worker import shared_worker
+from rfx_agent.verifiers.answers import number
+from rfx_agent.verifiers.worker import shared_worker
 
-STEP = Step.of("What is 6 times 7?", reference="42")
+STEP = Step.of("What is 6 times 7?", expected="42")
 
 
 @pytest.mark.parametrize(
@@ -145,11 +144,11 @@ def test_hostile_text(hostile):
     ("verifier", "passing", "failing"),
     [
         (ExactVerifier(), "Answer: 42", "Answer: 43"),
-        (ExactVerifier(answer=42), "42.0", "no idea\nnone"),
-        (ExactVerifier(answer=["Rome", "Roma"]), "roma", "Paris"),
-        (ExactVerifier(answer="Rome", casefold=False), "Rome.", "rome"),
-        (ExactVerifier(answer="4.0", normalise=False), "4.0", "4"),
-        (ExactVerifier(answer="42", whole=False), "Answer: 42", "42"),
+        (ExactVerifier(42), "42.0", "no idea\nnone"),
+        (ExactVerifier(["Rome", "Roma"]), "roma", "Paris"),
+        (ExactVerifier("Rome", casefold=False), "Rome.", "rome"),
+        (ExactVerifier("4.0", normalise=False), "4.0", "4"),
+        (ExactVerifier("42", whole=False), "Answer: 42", "42"),
         (ExactVerifier(extract=lambda text: text[-2:]), "so 42", "so 43"),
         (RegexVerifier(pattern=r"total (\d+)"), "the total 42 is", "no such thing"),
         (RegexVerifier(pattern=r"(?P<n>\d+)", group="n", full=True), " 42\n", "x 42"),
@@ -170,10 +169,10 @@ def test_answers_and_reasons():
     assert same[0] == same[1] != other  # rejected answers are shortened and stay distinguishable
 
 
-def test_falsy_references_are_references():
-    for reference in (0, "", False):
-        verdict = ExactVerifier().verify(Step.of("?", reference=reference), Rollout(f"Answer: {reference}"))
-        assert verdict.passed is (reference != "")  # an empty answer states none
+def test_what_is_falsy_is_expected_all_the_same():
+    for expected in (0, "", False):
+        verdict = ExactVerifier().verify(Step.of("?", expected=expected), Rollout(f"Answer: {expected}"))
+        assert verdict.passed is (expected != "")  # an empty answer states none
 
 
 def test_regex_answer_is_the_group():
@@ -199,7 +198,6 @@ def test_worker_is_reused():
     pid = shared_worker().pid
     verifier.verify(STEP, Rollout("b"))
     assert shared_worker().pid == pid
-    assert module.shared_worker() is shared_worker()
 
 
 @pytest.mark.parametrize(
@@ -211,12 +209,17 @@ def test_worker_is_reused():
         (lambda: RegexVerifier(pattern="(a)", group="n"), "group is 'n'"),
         (lambda: RegexVerifier(pattern="a", seconds=0), "seconds is 0"),
         (lambda: RegexVerifier(pattern="a", name=""), "name is ''"),
-        (lambda: ExactVerifier(answer=[]), "answer is \\[\\]"),
+        (lambda: ExactVerifier([]), "expected is \\[\\]"),
         (lambda: ExactVerifier(extract="Answer"), "extract is 'Answer'"),
         (lambda: ExactVerifier(name=""), "name is ''"),
-        (lambda: ExactVerifier().verify(Step.of("?"), Rollout("1")), "no reference"),
+        (lambda: ExactVerifier().verify(Step.of("?"), Rollout("1")), "nothing to compare with"),
     ],
 )
 def test_settings_fail_at_once(make, told):
     with pytest.raises(ConfigError, match=told):
         make()
+
+
+def test_a_repr_says_what_is_checked_and_not_what_is_expected():
+    assert repr(ExactVerifier("secret")) == "ExactVerifier(name='exact')"
+    assert repr(RegexVerifier("a+")) == "RegexVerifier('a+', name='regex')"

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from servers import unused_port
 
-from rfx_agent._errors import ConfigError, NotifyError
+from rfx_agent.errors import ConfigError, NotifyError
 from rfx_agent.escalation import webhook
 from rfx_agent.escalation.notify import Notifier
 from rfx_agent.escalation.webhook import Webhook, verify_signature

@@ -34,13 +34,12 @@ from rfx_agent import (
     Recovery,
     RetryBudget,
     SampleRequest,
-    SamplerError,
     Step,
     Unresolved,
     Usage,
-    VerifierError,
     with_recovery,
 )
+from rfx_agent.errors import SamplerError, VerifierError
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 CALLS: dict[str, Callable[..., Any]] = {
@@ -455,7 +454,7 @@ def test_a_prompt_function_may_give_a_whole_step(call: Callable[..., Any]) -> No
     wrapped = with_recovery(
         RunnableLambda(lambda given: given["guess"]),
         verifier=ExactVerifier(),
-        prompt=lambda given: Step.of(given["question"], reference=given["right"]),
+        prompt=lambda given: Step.of(given["question"], expected=given["right"]),
     )
     assert call(wrapped, {"question": "6*7?", "guess": "Answer: 42", "right": "42"}) == "Answer: 42"
 

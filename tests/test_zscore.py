@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rfx_agent._errors import FeatureError
-from rfx_agent.numerics.zscore import Moments, against, merge, moments_of, zscore
+from rfx_agent.errors import FeatureError
+from rfx_agent.evidence.zscore import Moments, against, merge, moments_of, zscore
 
 columns = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from rfx_agent import ports
-from rfx_agent._types import Rollout, Step, Verdict
+from rfx_agent.records import Rollout, Step, Verdict
 
 # Each is linear for a sane reader and a trap for another: nesting, near misses, long runs of one character.
 HOSTILE = {

@@ -26,8 +26,8 @@ class Book:
 
     Attributes:
         kind, unit, most, seconds, share: of the claims.
-        granted, spent, refused, replaced: totals; ``spent`` of what was settled, ``replaced`` of holds that another
-            process took over.
+        granted, spent, refused, replaced: totals; ``spent`` of what was settled, ``replaced`` of reservations that
+            another process took over.
         tightest: the largest sum that was certainly there at a grant, the grant included.
         over: grants that certainly broke the limit, with the sum.
     """
@@ -90,8 +90,8 @@ def _check(
         began[i], ended[i], amount[i] = b, e, a
         settling[i] = end[0] if end else _NEVER
         actual[i] = 0 if flight else end[2].get(book.unit, 0) if end else a
-        # A hold that nobody settled is written off when its time is up, or when somebody asks for its call again,
-        # be it in vain.
+        # A reservation that nobody settled expires when its time is over, or when somebody asks for its call again,
+        # even in vain.
         gone[i] = min([b + seconds, *(t for t in asked[name] if t > b)])
         if end:
             book.spent += 0 if flight else int(actual[i])

@@ -13,7 +13,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,9 +22,9 @@ from benchmarks.chaos.journal import Journal, Logged, read
 from benchmarks.chaos.parts import chance, recovery, sampler, step_of, wrong
 from benchmarks.chaos.processes import CONTEXT
 from benchmarks.chaos.server import Server
-from rfx_agent import Case, InFlight, Price, Ratio, Recovery, SharedBudget, Window
-from rfx_agent.limits import Account
-from rfx_agent.stores import SQLStore
+from rfx_agent import Case, InFlight, Price, Ratio, SharedBudget, Window
+from rfx_agent.budgets.limits import Account
+from rfx_agent.budgets.sql.store import SQLStore
 
 __all__ = ["Load", "budgets"]
 
@@ -52,7 +52,7 @@ class Load:
         names: the runs; two processes never have the same at once.
         together: runs at once.
         wait: most seconds that a call waits for room.
-        expires: seconds after which a hold that nobody settled is written off.
+        expires: seconds after which a reservation that nobody settled expires.
     """
 
     model: str
@@ -97,7 +97,7 @@ def budgets(
         process.join()
     lasted = time.time() - started
     store = SQLStore(budget)
-    _written_off(store, loads[0].expires)
+    _expired(store, loads[0].expires)
     watching.set()
     looks = seen.recv()
     watcher.join()
@@ -141,7 +141,7 @@ async def _all(load: Load, pipe: Connection) -> None:
 
     async def one(name: str) -> None:
         scopes = {"tenant": f"t{int(4 * chance('tenant', name))}", "agent": f"a{int(2 * chance('agent', name))}"}
-        made: Recovery = base.with_parts(shared=shared.scoped(**scopes))
+        made = replace(base, shared=shared.scoped(**scopes))
         step = step_of(name)
         async with gate:
             try:
@@ -156,7 +156,7 @@ async def _all(load: Load, pipe: Connection) -> None:
 def _candidate(name: str) -> str | None:
     """One in three begins with a draw of its own; some of the others were right all along: normal traffic."""
     step, u = step_of(name), chance("candidate", name)
-    return None if u < 0.33 else f"The answer is {step.reference}" if u < 0.6 else wrong(step)
+    return None if u < 0.33 else f"The answer is {step.expected}" if u < 0.6 else wrong(step)
 
 
 def _end(case: Case) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _end(case: Case) -> dict[str, Any]:
         "reason": case.outcome.reason,
         "tokens": case.ledger.spent.tokens,
         "first": case.attempts[0].tokens if own else 0,
-        "right": not case.outcome.ok or case.outcome.answer == case.step.reference,
+        "right": not case.outcome.ok or case.outcome.answer == case.step.expected,
     }
 
 
@@ -185,7 +185,7 @@ def _watch(budget: str, stop: Any, pipe: Connection) -> None:
     pipe.send({"looks": looks, "over": over[:5], "most": dict(most)})
 
 
-def _written_off(store: Any, expires: float) -> None:
+def _expired(store: Any, expires: float) -> None:
     ends = time.time() + expires + 5
     while any(x.reserved for x in store.accounts()) and time.time() < ends:
         time.sleep(0.25)

@@ -11,10 +11,12 @@ from typing import Any, get_args
 
 from benchmarks.chaos.parts import recovery, sampler, step_of, woken, wrong
 from benchmarks.chaos.server import ERROR_TEXT, FAULTS, Server, Settings, running
-from rfx_agent import Case, CircuitBreaker, InFlight, Recovery, SharedBudget, Window, recovery_graph, step_input
-from rfx_agent._types import Spend
-from rfx_agent.case import Status, decode
-from rfx_agent.stores import MemoryStore
+from rfx_agent import Case, InFlight, Recovery, SharedBudget, Window, recovery_graph, step_input
+from rfx_agent.budgets.memory import MemoryStore
+from rfx_agent.case import Status
+from rfx_agent.codec import load
+from rfx_agent.records import Spend
+from rfx_agent.samplers.breaker import CircuitBreaker
 
 __all__ = ["cancelled", "down", "faults", "one_fault", "violations"]
 
@@ -142,10 +144,10 @@ async def _all(made: Recovery, names: list[str], together: int, *, close: bool =
                 match _WAYS[i % len(_WAYS)]:
                     case "graph":
                         state = await graph.ainvoke(step_input(step, candidate))
-                        return decode(Case, state["recovery"])
+                        return load(Case, state["recovery"])
                     case "graph_sync":
                         state = await asyncio.to_thread(graph.invoke, step_input(step, candidate))
-                        return decode(Case, state["recovery"])
+                        return load(Case, state["recovery"])
                     case "arun":
                         return await made.arun(step, candidate)
                     case _:
@@ -210,8 +212,8 @@ def violations(name: str, case: Case) -> list[str]:
         found.append(f"{name}: status {outcome.status!r}, reason {outcome.reason!r}")
     if outcome.text is not None and ERROR_TEXT in outcome.text:
         found.append(f"{name}: an error's text was returned as an answer")
-    if outcome.ok and outcome.answer != case.step.reference:
-        found.append(f"{name}: {outcome.status} with {outcome.answer!r}, and {case.step.reference} is right")
+    if outcome.ok and outcome.answer != case.step.expected:
+        found.append(f"{name}: {outcome.status} with {outcome.answer!r}, and {case.step.expected} is right")
     if not outcome.ok and outcome.text is not None:
         found.append(f"{name}: {outcome.status}, and there is a text")
     if case.ledger.reserved != Spend():

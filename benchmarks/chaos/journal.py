@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rfx_agent.limits import Account, Claim, Grant, Hold, Refused, Replayed
+from rfx_agent.budgets.limits import Account, Claim, Grant, Refused, Replayed, Reservation
 from rfx_agent.ports import BudgetStore
 
 __all__ = ["Journal", "Logged", "read"]
@@ -53,7 +53,7 @@ def read(folder: str) -> Iterator[dict[str, Any]]:
                     yield json.loads(line) | {"pid": path.stem}
 
 
-class Logged:
+class Logged(BudgetStore):
     """A store that writes down what is asked of the one it stands for, and what that said."""
 
     def __init__(self, store: BudgetStore, journal: Journal) -> None:
@@ -72,21 +72,21 @@ class Logged:
         self._reserved(began, id, claims, seconds, grant)
         return grant
 
-    def settle(self, hold: Hold, actual: Mapping[str, int], record: str | None = None) -> None:
-        with self._settled(hold, actual, record):
-            self.store.settle(hold, actual, record)
+    def settle(self, reservation: Reservation, actual: Mapping[str, int], record: str | None = None) -> None:
+        with self._settled(reservation, actual, record):
+            self.store.settle(reservation, actual, record)
 
-    async def asettle(self, hold: Hold, actual: Mapping[str, int], record: str | None = None) -> None:
-        with self._settled(hold, actual, record):
-            await self.store.asettle(hold, actual, record)
+    async def asettle(self, reservation: Reservation, actual: Mapping[str, int], record: str | None = None) -> None:
+        with self._settled(reservation, actual, record):
+            await self.store.asettle(reservation, actual, record)
 
-    def release(self, hold: Hold) -> None:
-        with self._settled(hold, {}, None):
-            self.store.release(hold)
+    def release(self, reservation: Reservation) -> None:
+        with self._settled(reservation, {}, None):
+            self.store.release(reservation)
 
-    async def arelease(self, hold: Hold) -> None:
-        with self._settled(hold, {}, None):
-            await self.store.arelease(hold)
+    async def arelease(self, reservation: Reservation) -> None:
+        with self._settled(reservation, {}, None):
+            await self.store.arelease(reservation)
 
     def keep(self, id: str, record: str) -> str:  # noqa: A002  # as above
         kept = self.store.keep(id, record)
@@ -112,7 +112,7 @@ class Logged:
         asked = [(x.account, x.kind, x.unit, x.amount, x.most, x.seconds, x.share) for x in claims]
         said: dict[str, Any] = {"op": "reserve", "t": (began, time.time()), "id": name, "claims": asked, "for": seconds}
         match grant:
-            case Hold():
+            case Reservation():
                 said["token"] = grant.token
             case Refused():
                 said["refused"] = grant.accounts
@@ -121,8 +121,8 @@ class Logged:
         self.journal.write(**said)
 
     @contextmanager
-    def _settled(self, hold: Hold, actual: Mapping[str, int], record: str | None) -> Iterator[None]:
-        about = {"id": hold.id, "token": hold.token}
+    def _settled(self, reservation: Reservation, actual: Mapping[str, int], record: str | None) -> Iterator[None]:
+        about = {"id": reservation.id, "token": reservation.token}
         self.journal.write(op="settling", t=time.time(), actual=dict(actual), record=record, **about)
         yield
         self.journal.write(op="settled", t=time.time(), **about)

@@ -20,7 +20,7 @@ from benchmarks.chaos.processes import CONTEXT
 from benchmarks.chaos.reckoning import reckon
 from benchmarks.chaos.server import Server
 from benchmarks.chaos.worker import Job, Plan, checkpointer, work
-from rfx_agent.stores import SQLStore
+from rfx_agent.budgets.sql.store import SQLStore
 
 __all__ = ["Killing", "kill"]
 

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.chaos.server import ERROR_TEXT
-from rfx_agent import Recovery, RetryBudget, Rollout, Step, ToolInputError, Verdict
-from rfx_agent._types import Message, Spend, ToolResult
-from rfx_agent.backends.openai import OpenAISampler
+from rfx_agent import Recovery, RetryBudget, Rollout, Step, Verdict
+from rfx_agent.errors import ToolInputError
+from rfx_agent.ports import Tool, Verifier
+from rfx_agent.records import Message, Spend, ToolResult
+from rfx_agent.samplers.openai.sampler import OpenAISampler
 
 __all__ = ["Adder", "SumVerifier", "chance", "recovery", "sampler", "step_of", "wrong"]
 
@@ -31,23 +33,22 @@ def chance(*names: object) -> float:
 def step_of(run: str) -> Step:
     """A sum to be done; the prompt names the run, so that the server can keep its counts apart."""
     a, b = 100 + int(800 * chance("a", run)), 100 + int(800 * chance("b", run))
-    return Step.of(f"run {run}: What is {a} plus {b}? Reply with the sum.", reference=str(a + b), id=run)
+    return Step.of(f"run {run}: What is {a} plus {b}? Reply with the sum.", expected=str(a + b), id=run)
 
 
 def wrong(step: Step) -> str:
     """A candidate that fails."""
-    return f"The answer is {int(step.reference) - 1}"
+    return f"The answer is {int(step.expected) - 1}"
 
 
-class SumVerifier:
-    """Compares the last number in the text with the reference. It hangs on some rollouts.
+class SumVerifier(Verifier):
+    """Compares the last number in the text with the expected answer. It hangs on some rollouts.
 
     Args:
         hangs: share of rollouts on which it does not come back.
     """
 
     name = "sum"
-    needs_peers = False
 
     def __init__(self, hangs: float = 0.0) -> None:
         self._hangs = hangs
@@ -69,10 +70,10 @@ class SumVerifier:
         if rollout.text.startswith(ERROR_TEXT):
             return Verdict(False, reason="an error's text is no answer")
         found = _LAST.search(rollout.text)
-        return Verdict(bool(found and found[1] == step.reference), answer=found[1] if found else None)
+        return Verdict(bool(found and found[1] == step.expected), answer=found[1] if found else None)
 
 
-class Adder:
+class Adder(Tool):
     """A tool that runs ``add A B``. It hangs on some inputs.
 
     Args:

@@ -10,10 +10,11 @@ from typing import Any
 
 from benchmarks.chaos.journal import read
 from benchmarks.chaos.worker import Plan, checkpointer, ended, graph_of, opened
-from rfx_agent import Case, Recovery
-from rfx_agent.case import decode
-from rfx_agent.limits import Account, Hold, Replayed
-from rfx_agent.stores import SQLStore
+from rfx_agent import Case, Outcome, Recovery
+from rfx_agent.budgets.limits import Account, Replayed, Reservation
+from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.codec import load
+from rfx_agent.ports import Sampler
 
 __all__ = ["reckon"]
 
@@ -27,7 +28,7 @@ def reckon(plan: Plan, names: Sequence[str], truth: Mapping[str, Any]) -> dict[s
     """What was lost, charged twice, stuck or answered twice among the threads of work called ``names``."""
     store = SQLStore(plan.budget)
     entries = list(read(plan.journal))
-    _settled_down(store, plan.expires)
+    _expired(store, plan.expires)
     cases = _cases(plan, names, store)
     accounts = {x.name: x for x in store.accounts()}
     wrong: defaultdict[str, list[str]] = defaultdict(list)
@@ -62,8 +63,8 @@ def reckon(plan: Plan, names: Sequence[str], truth: Mapping[str, Any]) -> dict[s
     }
 
 
-def _settled_down(store: Any, expires: float) -> None:
-    """Wait until what dead owners had reserved is written off."""
+def _expired(store: Any, expires: float) -> None:
+    """Wait until what dead owners had reserved has expired."""
     ends = time.time() + expires + 5
     while any(x.reserved for x in store.accounts()) and time.time() < ends:
         time.sleep(0.25)
@@ -76,18 +77,14 @@ def _cases(plan: Plan, names: Sequence[str], store: Any) -> dict[str, Case]:
             made: Recovery = opened(plan, _Silent(), _NoModel(), store, name)
             state = graph_of(made, name, saver).get_state({"configurable": {"thread_id": name}})
             if ended(state):
-                found[name] = decode(Case, state.values["recovery"])
+                found[name] = load(Case, state.values["recovery"])
     return found
 
 
-class _NoModel:
+class _NoModel(Sampler):
     name = "none"
-    continues_prefix = False
 
     def sample(self, request: Any) -> Any:
-        raise NotImplementedError
-
-    async def asample(self, request: Any) -> Any:
         raise NotImplementedError
 
 
@@ -132,7 +129,7 @@ def _records(
         seen.add(entry["id"])
         run, _, purpose, _ = entry["id"].split("/")
         grant = store.reserve(entry["id"], (), seconds=60)
-        if isinstance(grant, Hold):
+        if isinstance(grant, Reservation):
             store.release(grant)
             counts["killed_before_the_record"] += 1
             continue
@@ -159,7 +156,7 @@ def _answers(entries: Sequence[dict[str, Any]], cases: Mapping[str, Case], wrong
             answering[entry["item"]].append(entry)
         elif entry["op"] == "ended" and entry["item"] in cases:
             case = cases[entry["item"]]
-            if decode(type(case.outcome), entry["outcome"]) != case.outcome:
+            if load(Outcome, entry["outcome"]) != case.outcome:
                 wrong["answered"].append(f"{entry['item']}: ended as {entry['outcome']}, stands as {case.outcome}")
     for name, said in answering.items():
         if name not in cases:

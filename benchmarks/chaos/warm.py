@@ -8,9 +8,10 @@ import contextlib
 
 from benchmarks.chaos import budgets, worker  # noqa: F401  # imported for the processes to come
 from benchmarks.chaos.parts import recovery, sampler, step_of
-from rfx_agent import SampleRequest, SamplerError
-from rfx_agent.adapters.langgraph import recovery_graph
-from rfx_agent.stores import SQLStore
+from rfx_agent import SampleRequest
+from rfx_agent.adapters.graph.recovery_graph import recovery_graph
+from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.errors import SamplerError
 
 _ASK = SampleRequest(step_of("warm").messages)
 _model = sampler("http://127.0.0.1:9", max_retries=0)

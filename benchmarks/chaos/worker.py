@@ -1,4 +1,4 @@
-"""A worker: takes threads of work up from where their checkpoint says, as often as it is started and killed.
+"""A worker: resumes threads of work from where their checkpoint says, as often as it is started and killed.
 
 ``durability="sync"``: a node's checkpoint is on disk before the next node begins. With LangGraph's default the
 checkpoint is written while the next node runs, and what a process that dies had done since would be done again. It
@@ -35,7 +35,6 @@ from langgraph.types import Command
 from benchmarks.chaos.journal import Journal, Logged
 from benchmarks.chaos.parts import chance, recovery, sampler, step_of, wrong
 from rfx_agent import (
-    DefaultPolicy,
     Escalation,
     InFlight,
     Recovery,
@@ -44,15 +43,16 @@ from rfx_agent import (
     SampleResult,
     SharedBudget,
     Window,
-    close_overdue,
     recovery_graph,
     step_input,
 )
-from rfx_agent.adapters.langgraph import RecoveryState
-from rfx_agent.adapters.overdue import aclose_overdue
-from rfx_agent.backends.openai import OpenAISampler
+from rfx_agent.adapters.graph.recovery_graph import RecoveryState
+from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.escalation.overdue import aclose_overdue, close_overdue
 from rfx_agent.events import Event, Finished
-from rfx_agent.stores import SQLStore
+from rfx_agent.policies import DefaultPolicy
+from rfx_agent.ports import Sampler
+from rfx_agent.samplers.openai.sampler import OpenAISampler
 
 __all__ = ["SHORT", "Job", "Plan", "checkpointer", "ended", "given", "graph_of", "limits", "opened", "work"]
 
@@ -71,7 +71,7 @@ class Plan:
         budget: SQLAlchemy URL of the shared budget.
         checkpoints: a path (SQLite) or a ``postgresql://`` URL.
         journal: folder that every process writes its log into.
-        expires: seconds after which a hold that nobody settled is written off.
+        expires: seconds after which a reservation that nobody settled expires.
         durability: of LangGraph's checkpoints.
         dies: see ``Journal``.
         put_first: whether the input is put down before the run begins; without it some runs are begun anew.
@@ -89,7 +89,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One thread of work to be taken up.
+    """One thread of work to be resumed.
 
     Attributes:
         item: its name, which is the thread's too. ``hard`` ones end at a person.
@@ -165,7 +165,7 @@ def ended(state: Any) -> bool:
 
 
 def work(plan: Plan, jobs: list[Job], pipe: Connection, *, asynchronous: bool) -> None:
-    """Take up ``jobs`` concurrently, telling ``pipe`` "ready", then (item, how it stands) for each, then "done"."""
+    """Resume ``jobs`` concurrently, telling ``pipe`` "ready", then (item, how it stands) for each, then "done"."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     hands = _Hands(plan, pipe)
     if asynchronous:
@@ -176,10 +176,8 @@ def work(plan: Plan, jobs: list[Job], pipe: Connection, *, asynchronous: bool) -
     os._exit(0)  # nothing is left to do; the store's and the model's connections go with the process
 
 
-class _Told:
+class _Told(Sampler):
     """A sampler that writes down when a reply has come, before anybody else knows."""
-
-    continues_prefix = False
 
     def __init__(self, model: OpenAISampler, journal: Journal) -> None:
         self.name, self.max_calls = model.name, model.max_calls
@@ -224,7 +222,7 @@ class _Hands:
     def one_sync(self, job: Job, saver: Any) -> None:
         try:
             self.tell(job, self.sync(job, saver))
-        except Exception as error:  # noqa: BLE001  # counted, and the thread of work is taken up again
+        except Exception as error:  # noqa: BLE001  # counted, and the thread of work is resumed again
             self.broke(job, error)
 
     async def one_async(self, job: Job, saver: Any) -> None:

@@ -1,1 +1,1 @@
-"""Where rfx_agent meets other frameworks. Each module loads its framework when it is imported, not before."""
+"""Where rfx_agent meets LangChain and LangGraph: a chain, an agent, a graph."""

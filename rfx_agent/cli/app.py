@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from importlib.metadata import version
 from typing import Annotated
@@ -18,11 +17,11 @@ from rfx_agent.cli.collect import collect
 from rfx_agent.cli.demo import TOP_LOGPROBS, demo_recovery, live_tasks, run_tasks
 from rfx_agent.cli.evidence import evidence
 from rfx_agent.cli.judge import judge_check
+from rfx_agent.cli.models import BaseUrl, Model, sampler_of
 from rfx_agent.cli.options import Json, reported
 from rfx_agent.cli.problems import problems as generate
 from rfx_agent.cli.show import DemoView
 from rfx_agent.cli.simulate import simulate
-from rfx_agent.ports import Sampler
 
 __all__ = ["app"]
 
@@ -54,10 +53,8 @@ def demo(
     seed: Annotated[
         int, typer.Option(help="Seed of the problems and of every draw; of a replay, of their choice.")
     ] = 7,
-    base_url: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible server in place of the embedded model.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name on that server.")] = None,
+    base_url: BaseUrl = None,
+    model: Model = None,
     replay: Annotated[
         bool, typer.Option("--replay", help="Rollouts of the collected dataset: no model is started.")
     ] = False,
@@ -70,34 +67,22 @@ def demo(
     """
     console = Console(stderr=as_json, soft_wrap=False)
     view = DemoView(console)
-    with reported(Console(stderr=True)):
+    with reported():
         if replay and base_url:
             raise typer.BadParameter("--replay takes no server")
-        if (base_url is None) != (model is None):
-            raise typer.BadParameter("--base-url and --model go together")
-        sampler: Sampler
         if replay:
             from rfx_agent.cli.replay import replay_tasks
             from rfx_agent.cli.tape import load_replay
 
             tape = load_replay()
             name, tasks = tape.model, replay_tasks(tape, problems=problems, seed=seed)
-        elif base_url is not None and model is not None:
-            from rfx_agent.backends.openai import OpenAISampler
-
-            key = os.environ.get("OPENAI_API_KEY", "none")  # local servers often ask for none
-            sampler = OpenAISampler(model, base_url=base_url, api_key=key, top_logprobs=TOP_LOGPROBS)
-            name, tasks = sampler.name, live_tasks(demo_recovery(sampler, seed=seed), generate(problems, seed))
         else:
-            from rfx_agent.backends.local import LocalSampler
-
-            sampler = LocalSampler(top_logprobs=TOP_LOGPROBS, progress=view.fetching)
-            sampler.start()
+            sampler = sampler_of(base_url, model, top_logprobs=TOP_LOGPROBS, progress=view.fetching)
             name, tasks = sampler.name, live_tasks(demo_recovery(sampler, seed=seed), generate(problems, seed))
         started = time.perf_counter()
         with view.running(name, tasks, replay=replay):
             # A replay waits for nothing, and one at a time its rows come in the same order on every machine.
-            report = asyncio.run(run_tasks(tasks, parallel=1 if replay else 4, on_done=view.done))
+            report = asyncio.run(run_tasks(tasks, concurrency=1 if replay else 4, on_done=view.done))
         seconds = time.perf_counter() - started
     view.summary(report, seconds)
     if as_json:

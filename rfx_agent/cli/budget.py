@@ -8,14 +8,12 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rfx_agent.cli.options import Json, reported
-from rfx_agent.cli.show import plain
-from rfx_agent.limits import Account
-from rfx_agent.stores import SQLStore
+from rfx_agent.budgets.limits import Account
+from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.cli.options import Json, plain, reported, table
 
 __all__ = ["budget"]
 
@@ -28,9 +26,8 @@ def budget(
     prefix: Annotated[str, typer.Option(help="Only accounts whose name begins so, such as tenant=acme.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Show what is left of budgets that many runs share. Only reads: nothing is written off by looking."""
-    err = Console(stderr=True, soft_wrap=True)
-    with reported(err):
+    """Show what is left of budgets that many runs share. It only reads: no reservation expires by looking."""
+    with reported():
         place = url or os.environ.get("RFX_STORE")
         if not place:
             raise typer.BadParameter("give the store's URL, or set RFX_STORE")
@@ -45,22 +42,19 @@ def budget(
         return
     console.print(_table(found))
     if any(x.lost for x in found):
-        console.print("written off: reserved by processes that died in mid-call; it counts as spent", markup=False)
+        console.print("expired: reserved by processes that died in mid-call; it counts as spent", markup=False)
 
 
 def _table(found: list[Account]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("account", overflow="fold")
-    for name in ("limit", "spent", "reserved", "peak", "refused", "written off"):
-        table.add_column(name, justify="right", overflow="fold")
+    made = table("", "account", "limit", "spent", "reserved", "peak", "refused", "expired")
     for x in found:
         floor = "+" if x.kind == "ratio" else ""  # and a share of the traffic on top
         row = [_amount(x.most, x.unit) + floor, _amount(x.in_window, x.unit), _amount(x.reserved, x.unit)]
         row += [_amount(x.peak, x.unit), f"{x.refused:,}", _amount(x.lost, x.unit) if x.lost else "–"]
         used = x.in_window + x.reserved
         style = "red" if x.kind != "ratio" and used >= x.most else ""
-        table.add_row(plain(x.name, 60), *row, style=style)
-    return table
+        made.add_row(plain(x.name, 60), *row, style=style)
+    return made
 
 
 def _amount(amount: int, unit: str) -> str:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 from rich.console import Console
 
 from rfx_agent.cli.collect_show import CollectView, rates, summary
 from rfx_agent.cli.options import Json, reported
+from rfx_agent.lab.problems.files import Judge, from_jsonl
 
 if TYPE_CHECKING:
-    from rfx_agent.lab.collect import Plan
+    from rfx_agent.lab.collect.plan import Plan
     from rfx_agent.lab.dataset import Dataset
-    from rfx_agent.lab.problems import Problem
+    from rfx_agent.lab.problems.problem import Problem
 
 __all__ = ["collect"]
 
@@ -25,15 +26,7 @@ _ALPHA = 0.7
 _LIFTED = 1.0
 
 
-class _Verifier(StrEnum):
-    exact = "exact"
-    math = "math"
-
-
-class _Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+_Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 
 def collect(
@@ -50,11 +43,9 @@ def collect(
     ] = None,
     per_generator: Annotated[int, typer.Option(min=1, help="Problems of each generator.")] = 10,
     problems: Annotated[
-        Path | None, typer.Option(help="Problems of your own: JSON lines with id, prompt or messages, and reference.")
+        Path | None, typer.Option(help="Problems of your own: JSON lines with id, prompt or messages, and expected.")
     ] = None,
-    verifier: Annotated[_Verifier, typer.Option(help="What judges the answers to your own problems.")] = (
-        _Verifier.exact
-    ),
+    verifier: Annotated[Judge, typer.Option(help="What judges the answers to your own problems.")] = "exact",
     draws: Annotated[int, typer.Option(min=1, help="Retries of a failing problem.")] = 8,
     attempts: Annotated[int, typer.Option(min=1, help="Attempts of the tool and of each decoding operator.")] = 4,
     scored: Annotated[int, typer.Option(min=1, help="Failed draws of a problem that both models measure.")] = 4,
@@ -65,15 +56,15 @@ def collect(
         str | None, typer.Option(help="Decoding operators: op1,op2, or 'none'.", show_default="all")
     ] = None,
     tool: Annotated[bool, typer.Option(help="Try programs that the model writes, in the sandbox.")] = True,
-    dtype: Annotated[_Dtype, typer.Option(help="What sampling and steering compute in.")] = _Dtype.float32,
-    score_dtype: Annotated[_Dtype, typer.Option(help="What scoring computes in.")] = _Dtype.float32,
+    dtype: Annotated[_Dtype, typer.Option(help="What sampling and steering compute in.")] = "float32",
+    score_dtype: Annotated[_Dtype, typer.Option(help="What scoring computes in.")] = "float32",
     device: Annotated[
         str | None, typer.Option(help="PyTorch's device.", show_default="cuda if there, else cpu")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Decode temperature, also of the features.")] = 0.6,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens per completion.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the problems and of every draw.")] = 0,
-    parallel: Annotated[int, typer.Option(min=1, help="Attempts in flight at once; also the rows of a batch.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, help="Attempts in flight at once; also the rows of a batch.")] = 16,
     finish: Annotated[
         bool, typer.Option("--finish", help="Write the files from what is recorded, and do nothing else.")
     ] = False,
@@ -86,18 +77,25 @@ def collect(
     """
     console = Console(stderr=as_json, soft_wrap=True)
     try:
-        with reported(Console(stderr=True, soft_wrap=True)):
-            from rfx_agent.lab import collect as lab
+        with reported():
+            from rfx_agent.lab.collect import collector as lab
 
             if finish:
                 found = lab.finish(out)
             else:
                 if reasoning_gym is not None and problems is not None:
                     raise typer.BadParameter("--reasoning-gym and --problems exclude each other")
-                chosen = _problems(reasoning_gym, per_generator, problems, verifier.value, seed)
+                chosen, about = _problems(reasoning_gym, per_generator, problems, verifier, seed)
                 plan = _plan(
-                    *(chosen, specialist, None if ancestor in (None, "none") else ancestor, tool, _split(operators)),
-                    *(dtype.value, score_dtype.value, device, parallel),
+                    chosen,
+                    specialist,
+                    None if ancestor in (None, "none") else ancestor,
+                    tool=tool,
+                    operators=_split(operators),
+                    dtype=dtype,
+                    score_dtype=score_dtype,
+                    device=device,
+                    concurrency=concurrency,
                     draws=draws,
                     attempts=attempts,
                     scored=scored,
@@ -106,7 +104,7 @@ def collect(
                     tool_temperature=temperature,
                     max_tokens=max_tokens,
                     seed=seed,
-                    extras={"problems": _about(reasoning_gym, per_generator, problems, verifier.value, seed)},
+                    extras={"problems": about},
                 )
                 with CollectView(console) as view:
                     found = lab.collect(plan, out, progress=view.show)
@@ -119,43 +117,42 @@ def collect(
         typer.echo(json.dumps(_result(found)))
 
 
-def _problems(gym: str | None, per_generator: int, path: Path | None, verifier: Any, seed: int) -> tuple[Problem, ...]:
-    from rfx_agent.lab.problems import from_gym, from_jsonl
-
+def _problems(
+    gym: str | None, per_generator: int, path: Path | None, verifier: Judge, seed: int
+) -> tuple[tuple[Problem, ...], dict[str, Any]]:
+    """The problems, and where they come from."""
     if path is not None:
-        return from_jsonl(path, verifier=verifier)
+        return from_jsonl(path, verifier=verifier), {"source": "file", "file": path.name, "verifier": verifier}
+    from rfx_agent.lab.problems.gym import from_gym
+
     names = None if gym in (None, "default") else _split(gym)
-    return from_gym(names, per_generator=per_generator, seed=seed)
-
-
-def _about(gym: str | None, per_generator: int, path: Path | None, verifier: str, seed: int) -> dict[str, Any]:
-    if path is not None:
-        return {"source": "file", "file": path.name, "verifier": verifier}
-    return {"source": "reasoning_gym", "generators": gym or "default", "per_generator": per_generator, "seed": seed}
+    about = {"generators": gym or "default", "per_generator": per_generator, "seed": seed}
+    return from_gym(names, per_generator=per_generator, seed=seed), {"source": "reasoning_gym", **about}
 
 
 def _plan(
     problems: tuple[Problem, ...],
     specialist: str,
     ancestor: str | None,
+    *,
     tool: bool,
     operators: tuple[str, ...] | None,
-    dtype: str,
-    score_dtype: str,
+    dtype: _Dtype,
+    score_dtype: _Dtype,
     device: str | None,
-    parallel: int,
+    concurrency: int,
     **options: Any,
 ) -> Plan:
-    from rfx_agent.backends import transformers as tf
-    from rfx_agent.lab.collect import Plan
-    from rfx_agent.tools import ProgramTool
+    from rfx_agent.lab.collect.plan import Plan
+    from rfx_agent.samplers.transformers.model import CausalModel
+    from rfx_agent.samplers.transformers.sampler import TransformersSampler
+    from rfx_agent.samplers.transformers.scorer import TransformersScorer
+    from rfx_agent.samplers.transformers.steerer import TransformersSteerer
+    from rfx_agent.tools.program import ProgramTool
 
-    models: dict[tuple[str, str], Any] = {}
-
-    def model(weights: str, kind: str) -> Any:
-        if (weights, kind) not in models:
-            models[weights, kind] = tf.CausalModel(weights, dtype=kind, device=device)
-        return models[weights, kind]
+    @cache
+    def model(weights: str, kind: str) -> CausalModel:
+        return CausalModel(weights, dtype=kind, device=device)
 
     def who(weights: str) -> dict[str, str]:
         return {"name": weights, "sha256": model(weights, dtype).digest, "dtype": dtype, "score_dtype": score_dtype}
@@ -165,24 +162,24 @@ def _plan(
     scorers: tuple[Any, Any] = (None, None)
     if ancestor is not None:
         if operators != ():
-            steerer = tf.TransformersSteerer(
-                own, model(ancestor, dtype), alpha=_ALPHA, lifted_temperature=_LIFTED, max_rows=parallel
+            steerer = TransformersSteerer(
+                own, model(ancestor, dtype), alpha=_ALPHA, lifted_temperature=_LIFTED, max_rows=concurrency
             )
         # Both tables of a rollout come from one kind of pass, or rounding would pass for drift: a decode that was
         # batched with others is not a prefill to the last digit.
         scoring = model(specialist, score_dtype)
         scorers = (
-            tf.TransformersScorer(scoring, top_k=_TOP_K),
-            tf.TransformersScorer(model(ancestor, score_dtype), specialist=scoring, top_k=_TOP_K),
+            TransformersScorer(scoring, top_k=_TOP_K),
+            TransformersScorer(model(ancestor, score_dtype), specialist=scoring, top_k=_TOP_K),
         )
     return Plan(
         problems=problems,
-        sampler=tf.TransformersSampler(own, top_k=_TOP_K, max_rows=parallel),
+        sampler=TransformersSampler(own, top_k=_TOP_K, max_rows=concurrency),
         tool=ProgramTool() if tool else None,
         steerer=steerer,
         operators=operators,
         scorers=scorers,
-        parallel=parallel,
+        concurrency=concurrency,
         specialist=who(specialist),
         ancestor=None if ancestor is None else who(ancestor),
         settings={"alpha": _ALPHA, "lifted_temperature": _LIFTED, "top_k": _TOP_K},
@@ -204,5 +201,5 @@ def _result(found: Dataset) -> dict[str, Any]:
         "rollouts": found.rollouts.num_rows,
         "screened": about["screened"],
         "partial": about["partial"],
-        "operators": rates(found),
+        "remedies": rates(found),
     }

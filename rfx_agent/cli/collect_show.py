@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 
-from rfx_agent.cli.show import plain
+from rfx_agent.cli.options import plain, table
 
 if TYPE_CHECKING:
-    from rfx_agent.lab.collect import Progress
+    from rfx_agent.lab.collect.run import Progress
     from rfx_agent.lab.dataset import Dataset
 
 __all__ = ["CollectView", "rates", "summary"]
@@ -53,7 +52,7 @@ class CollectView:
         """Take in where the collection stands."""
         say = f"{at.failing} failing"
         say += f", {at.errors} errors" if at.errors else ""
-        say += f", {_clock(at.elapsed)} gone"
+        say += f", {_clock(at.elapsed)} elapsed"
         say += f", about {_clock(at.left)} left" if at.left is not None else ""
         if self._bar is not None:
             self._bar.update(self._task, description=at.phase, completed=at.done, total=at.total, say=say)
@@ -63,13 +62,13 @@ class CollectView:
 
 
 def rates(found: Dataset) -> dict[str, dict[str, Any]]:
-    """Attempts and rescues per operator; the screening draw is no attempt."""
+    """Attempts and rescues per remedy; the screening draw is no attempt."""
     tally: dict[str, dict[str, Any]] = {}
-    columns = ("operator", "attempt", "passed", "error")
-    for operator, attempt, passed, error in zip(*(found.rollouts[c].to_pylist() for c in columns), strict=True):
-        if operator == "retry" and attempt == 0:
+    columns = ("remedy", "attempt", "passed", "error")
+    for remedy, attempt, passed, error in zip(*(found.rollouts[c].to_pylist() for c in columns), strict=True):
+        if remedy == "retry" and attempt == 0:
             continue
-        one = tally.setdefault(operator, {"attempts": 0, "rescued": 0, "errors": 0})
+        one = tally.setdefault(remedy, {"attempts": 0, "rescued": 0, "errors": 0})
         one["attempts"] += 1
         one["rescued"] += passed
         one["errors"] += error is not None
@@ -80,13 +79,12 @@ def summary(console: Console, found: Dataset) -> None:
     """What the dataset holds."""
     screened = found.provenance["screened"].values()
     asked, failed = sum(s["problems"] for s in screened), sum(s["failed"] for s in screened)
-    table = Table(title=f"{len(found)} failing problems: {failed} of {asked} screened failed")
-    for heading in ("operator", "attempts", "rescued", "rate", "errors"):
-        table.add_column(heading, justify="left" if heading == "operator" else "right")
-    for operator, one in rates(found).items():
+    title = f"{len(found)} failing problems: {failed} of {asked} screened failed"
+    made = table(title, "remedy", "attempts", "rescued", "rate", "errors")
+    for remedy, one in rates(found).items():
         rate = f"{one['rescued'] / one['attempts']:.1%}"
-        table.add_row(operator, str(one["attempts"]), str(one["rescued"]), rate, str(one["errors"]))
-    console.print(table)
+        made.add_row(remedy, str(one["attempts"]), str(one["rescued"]), rate, str(one["errors"]))
+    console.print(made)
     if partial := found.provenance["partial"]:
         console.print(f"{partial} failing problems are not complete and are left out", style="yellow")
     for note, count in found.provenance["notes"].items():

@@ -10,17 +10,21 @@ from typing import Any, Protocol
 
 from langgraph.checkpoint.memory import InMemorySaver
 
-from rfx_agent._records import Attempt
-from rfx_agent._types import Operator, Spend, Step
-from rfx_agent.adapters.langgraph import recovery_graph, step_input
-from rfx_agent.budgets import Ledger, RetryBudget
-from rfx_agent.case import Case, decode
+from rfx_agent.adapters.graph.recovery_graph import recovery_graph, step_input
+from rfx_agent.budgets.step import Ledger, RetryBudget
+from rfx_agent.case import Case
 from rfx_agent.cli.problems import Problem, stated
-from rfx_agent.engine import Recovery, drive_async, recover
-from rfx_agent.policies import FixedPolicy
+from rfx_agent.codec import load
+from rfx_agent.engine.costs import of_draw
+from rfx_agent.engine.drive import drive_async
+from rfx_agent.engine.nodes import recover
+from rfx_agent.engine.run import Run
+from rfx_agent.policies.fixed import FixedPolicy
 from rfx_agent.ports import Sampler
-from rfx_agent.tools import ProgramTool
-from rfx_agent.verifiers import ExactVerifier
+from rfx_agent.records import Spend, Step
+from rfx_agent.recovery import Recovery
+from rfx_agent.tools.program import ProgramTool
+from rfx_agent.verifiers.text import ExactVerifier
 
 __all__ = ["Asked", "Failure", "Report", "Task", "demo_recovery", "live_tasks", "run_tasks"]
 
@@ -70,9 +74,9 @@ class Failure:
     retry: Case
 
     @property
-    def path(self) -> tuple[Operator, ...]:
-        """The operators that recovery tried after the extra samples."""
-        return tuple(d.operator for d in self.recovery.decisions if d.operator is not None)
+    def path(self) -> tuple[str, ...]:
+        """The remedies that recovery tried after the extra samples."""
+        return tuple(d.remedy for d in self.recovery.decisions if d.remedy is not None)
 
     @property
     def escalated(self) -> bool:
@@ -126,19 +130,19 @@ def live_tasks(recovery: Recovery, problems: Sequence[Problem]) -> list[Task]:
 
 
 async def run_tasks(
-    tasks: Sequence[Task], *, parallel: int, on_done: Callable[[Asked, Failure | None], None]
+    tasks: Sequence[Task], *, concurrency: int, on_done: Callable[[Asked, Failure | None], None]
 ) -> Report:
-    """Run every task through both arms, ``parallel`` tasks at a time.
+    """Run every task through both arms, ``concurrency`` tasks at a time.
 
     Both arms start from the same failed draws, so that they differ in what they do next and in nothing else.
     """
-    gate = asyncio.Semaphore(parallel)
+    gate = asyncio.Semaphore(concurrency)
 
     async def one(task: Task) -> Failure | None:
         async with gate:
             graph = recovery_graph(task.recovery, checkpointer=InMemorySaver())
             state = await graph.ainvoke(step_input(task.step), {"configurable": {"thread_id": task.step.id}})
-            case = decode(Case, state["recovery"])
+            case = load(Case, state["recovery"])
             failure = None
             if not case.rollouts or not case.rollouts[0].passed:
                 failure = Failure(task, case, await _retry(task.retry, case))
@@ -155,23 +159,15 @@ async def _retry(recovery: Recovery, case: Case) -> Case:
     It draws on as long as it has spent fewer tokens than the recovery did, so its last draw may carry it past them.
     """
     shared = tuple(x for x in case.rollouts if x.round is None or x.round < 2)
-    start = Case(
-        step=case.step,
-        ledger=Ledger(RetryBudget(attempts=None, samples=None, tokens=None, seconds=None)),
-        rollouts=shared,
-        attempts=case.attempts[:2],
-    )
-    start = replace(start, ledger=start.ledger.charge(_cost(start.attempts)))
-    one_more = recovery.bound(start, start.step.messages).tokens
-    budget = replace(start.ledger.budget, tokens=case.ledger.spent.tokens + one_more - 1)
-    start = replace(start, ledger=replace(start.ledger, budget=budget))
-    arm = replace(recovery, policy=FixedPolicy(("retry",)), extra_samples=0, resample_draws=1, on_event=None)
-    return await drive_async(recover(arm, start))
-
-
-def _cost(attempts: tuple[Attempt, ...]) -> Spend:
-    got = sum(a.got for a in attempts)
-    return Spend(attempts=got, samples=got, tokens=sum(a.tokens for a in attempts))
+    attempts = case.attempts[:2]
+    got, tokens = sum(a.got for a in attempts), sum(a.tokens for a in attempts)
+    budget = RetryBudget(attempts=None, samples=None, tokens=None, seconds=None)
+    ledger = Ledger(budget).charge(Spend(attempts=got, samples=got, tokens=tokens))
+    start = Case(step=case.step, ledger=ledger, rollouts=shared, attempts=attempts)
+    run = Run.of(replace(recovery, policy=FixedPolicy(("retry",)), extra_samples=0, resample_draws=1, on_event=None))
+    most = case.ledger.spent.tokens + of_draw(run, start).tokens - 1
+    start = replace(start, ledger=replace(ledger, budget=replace(budget, tokens=most)))
+    return await drive_async(recover(run, start))
 
 
 def _rescued(case: Case) -> bool:

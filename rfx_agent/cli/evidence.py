@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from rfx_agent.cli.options import reported
+from rfx_agent.cli.options import Json, reported
 
 __all__ = ["evidence"]
 
@@ -22,14 +22,14 @@ def evidence(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples and of the halved attempts.")] = 0,
     draws: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Rescue per operator, the paper's rule against each, what draws and features predict: with 95 % intervals."""
+    """Rescue per remedy, the paper's rule against each, what draws and features predict: with 95 % intervals."""
     if as_json and as_markdown:
         raise typer.BadParameter("--json and --markdown are two formats; choose one")
-    with reported(Console(stderr=True)):
-        from rfx_agent.lab.evidence import evidence as run
-        from rfx_agent.lab.evidence import markdown
+    with reported():
+        from rfx_agent.lab.evidence.figures import evidence as run
+        from rfx_agent.lab.evidence.text import markdown
 
         figures = run(dataset, seed=seed, draws=draws)
     if as_json:

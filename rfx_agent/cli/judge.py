@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from rfx_agent._errors import ConfigError
-from rfx_agent.cli.options import Bad, Json, reported
-from rfx_agent.cli.show import plain
-from rfx_agent.lab.judge_check import JudgeReport, read_cases
+from rfx_agent.cli.models import BaseUrl, Model, sampler_of
+from rfx_agent.cli.options import BadRows, Json, plain, reported, table, warn
+from rfx_agent.errors import ConfigError
+from rfx_agent.lab.judge_cases import read_cases
+from rfx_agent.lab.judge_check import JudgeReport
 from rfx_agent.lab.judge_check import judge_check as run
-from rfx_agent.ports import Sampler
 from rfx_agent.verifiers.judge import JudgeVerifier
 
 __all__ = ["judge_check"]
@@ -28,45 +27,37 @@ _ITEM = re.compile(r"(?:[-*]|\d+[.)])\s+")
 
 
 def judge_check(
-    cases: Annotated[
-        Path, typer.Argument(help='JSON lines: {"prompt", "response", "passed", "group"?, "reference"?}.')
-    ],
+    cases: Annotated[Path, typer.Argument(help='JSON lines: {"prompt", "response", "passed", "group"?, "expected"?}.')],
     rubric: Annotated[
         Path | None,
         typer.Option(
             help="The rubric. A file whose every line is a list item is a list of criteria.", show_default=False
         ),
     ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible server in place of the embedded model.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name on that server.")] = None,
+    base_url: BaseUrl = None,
+    model: Model = None,
     threshold: Annotated[float | None, typer.Option(help="Least share of the score or criteria for a pass.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Judgings per verdict, odd; the majority counts.")] = 1,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the judge.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=16, help="Most tokens of one judging.")] = 256,
     max_chars: Annotated[int, typer.Option(min=100, help="Most characters of a text that the judge is shown.")] = 8_000,
-    show_reference: Annotated[bool, typer.Option("--show-reference", help="Show the judge the reference.")] = False,
+    show_expected: Annotated[bool, typer.Option("--show-expected", help="Show the judge the right answer.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Judgings of each case as it is.")] = 2,
     injections: Annotated[int, typer.Option(min=0, help="Attempts to fool it per wrong case that it failed.")] = 8,
     verbosity: Annotated[bool, typer.Option(help="Judge each case again with empty words appended.")] = True,
-    parallel: Annotated[int, typer.Option(min=1, help="Judgings at once.")] = 4,
+    concurrency: Annotated[int, typer.Option(min=1, help="Judgings at once.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
-    on_bad: Annotated[Bad, typer.Option(help="What a malformed row does: end the command, or be skipped.")] = Bad.fail,
+    on_bad: BadRows = "raise",
     as_json: Json = False,
 ) -> None:
     """Measure a model as a judge: accuracy, false passes, agreement with itself, and how easily it is fooled.
 
     With a server of your own, the key is read from OPENAI_API_KEY.
     """
-    err = Console(stderr=True, soft_wrap=True)
-    with reported(err):
-        if (base_url is None) != (model is None):
-            raise typer.BadParameter("--base-url and --model go together")
-        given, bad = read_cases(cases, on_bad=on_bad.way)
-        for number, why in bad:
-            err.print(f"row {number} skipped: {plain(why, 200)}", style="yellow", markup=False, highlight=False)
-        sampler = _sampler(model, base_url, parallel)
+    with reported() as err:
+        given, bad = read_cases(cases, on_bad=on_bad)
+        warn(err, cases, bad)
+        sampler = sampler_of(base_url, model, top_logprobs=None, concurrency=concurrency)
         judge = JudgeVerifier(
             sampler,
             rubric=_rubric(rubric),
@@ -76,7 +67,7 @@ def judge_check(
             max_tokens=max_tokens,
             max_chars=max_chars,
             seed=seed,
-            show_reference=show_reference,
+            show_expected=show_expected,
             name=sampler.name,
         )
         bar = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -89,26 +80,14 @@ def judge_check(
                 repeats=repeats,
                 injections=injections,
                 verbosity=verbosity,
-                parallel=parallel,
+                concurrency=concurrency,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
     out = Console(stderr=as_json)
-    for table in _tables(report):
-        out.print(table)
+    out.print(*_tables(report))
     if as_json:
         skipped = [{"row": number, "reason": why} for number, why in bad]
         typer.echo(json.dumps(report.as_dict() | {"skipped": skipped, "seed": seed}, allow_nan=False))
-
-
-def _sampler(model: str | None, base_url: str | None, parallel: int) -> Sampler:
-    if model is not None:
-        from rfx_agent.backends.openai import OpenAISampler
-
-        key = os.environ.get("OPENAI_API_KEY", "none")  # local servers often ask for none
-        return OpenAISampler(model, base_url=base_url, api_key=key, top_logprobs=None)
-    from rfx_agent.backends.local import LocalSampler
-
-    return LocalSampler(parallel=parallel, top_logprobs=None)
 
 
 def _rubric(path: Path | None) -> str | list[str]:
@@ -125,9 +104,8 @@ def _rubric(path: Path | None) -> str | list[str]:
 
 
 def _tables(report: JudgeReport) -> list[Table]:
-    table = Table(title=f"{plain(report.judge, 60)} as a judge of {report.cases} cases, {report.right} of them right")
-    for column in ("", "share", "95 % interval", "of"):
-        table.add_column(column, justify="right" if column else "left")
+    title = f"{plain(report.judge, 60)} as a judge of {report.cases} cases, {report.right} of them right"
+    shares = table(title, "", "share", "95 % interval", "of")
     rows: list[tuple[str, dict[str, Any]]] = [
         ("accuracy", report.accuracy),
         ("precision of a pass", report.precision),
@@ -145,19 +123,17 @@ def _tables(report: JudgeReport) -> list[Table]:
         rows.append(("injections: cases flipped at all", report.injections["cases"]))
         rows += [(f"  {name}", share) for name, share in report.injections["by_attempt"].items()]
     for name, share in rows:
-        table.add_row(name, *_shown(share))
+        shares.add_row(name, *_shown(share))
     kappa = "undefined" if report.kappa is None else f"{report.kappa:.2f}"
     per = report.usage.tokens / report.judgings
-    table.caption = f"kappa {kappa}; {report.judgings} judgings, {report.usage.calls} calls, {per:,.0f} tokens each"
+    shares.caption = f"kappa {kappa}; {report.judgings} judgings, {report.usage.calls} calls, {per:,.0f} tokens each"
     if not report.groups:
-        return [table]
-    groups = Table(title="By group")
-    for column in ("group", "cases", "accuracy", "wrong cases passed"):
-        groups.add_column(column, justify="left" if column == "group" else "right")
+        return [shares]
+    groups = table("By group", "group", "cases", "accuracy", "wrong cases passed")
     for name, figures in report.groups.items():
-        shares = [_shown(figures[key])[0] for key in ("accuracy", "false_pass_rate")]
-        groups.add_row(plain(name), str(figures["cases"]), *shares)
-    return [table, groups]
+        each = [_shown(figures[key])[0] for key in ("accuracy", "false_pass_rate")]
+        groups.add_row(plain(name), str(figures["cases"]), *each)
+    return [shares, groups]
 
 
 def _shown(share: dict[str, Any]) -> tuple[str, str, str]:

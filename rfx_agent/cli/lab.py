@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,28 +11,12 @@ import typer
 from rich.console import Console
 
 from rfx_agent.cli.lab_show import accuracy_table, finite, population_table, regime_table
-from rfx_agent.cli.options import Bad, Engine, Json, reported
-from rfx_agent.cli.show import plain
+from rfx_agent.cli.options import BadRows, Engine, Json, plain, reported, warn
 
 __all__ = ["audit", "calibrate", "extract", "report"]
 
-_SHOWN = 5  # malformed rows that are named one by one
-
-
-_OnBad = Annotated[Bad, typer.Option(help="What a malformed row does: end the command, or be skipped and named.")]
 _Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 _Input = Annotated[Path, typer.Argument(help="Failure profiles: CSV or Parquet.")]
-
-
-@contextmanager
-def _errors() -> Iterator[Console]:
-    console = Console(stderr=True, soft_wrap=True)
-    try:
-        with reported(console):
-            yield console
-    except OSError as error:
-        console.print(f"rfx: {error.filename or ''}: {error.strerror}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
 
 
 def calibrate(
@@ -47,7 +29,7 @@ def calibrate(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the calibration, as decisions will cite it.")] = None,
-    on_bad: _OnBad = Bad.fail,
+    on_bad: BadRows = "raise",
     seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -56,12 +38,12 @@ def calibrate(
     With one model and task OUTPUT is a file. With several it is a folder, one file each, unless --merge or --name
     asks for a mixture of them all.
     """
-    with _errors() as err:
-        from rfx_agent.calibration import Calibration
+    with reported() as err:
+        from rfx_agent.evidence.calibration import Calibration
         from rfx_agent.lab import calibrate as lab
 
-        found, bad = lab.read_any(source, on_bad=on_bad.way)
-        _warn(err, source, bad)
+        found, bad = lab.read_any(source, on_bad=on_bad)
+        warn(err, source, bad)
         chosen = [p for p in found if model in (None, p.model) and task in (None, p.task)]
         if not chosen:
             raise typer.BadParameter(f"{source} has no failures of model {model!r} on task {task!r}")
@@ -93,17 +75,17 @@ def audit(
     profile: _Input,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validations.")] = 5,
     repeats: Annotated[int, typer.Option(min=1, help="Times the folds are drawn anew.")] = 3,
-    on_bad: _OnBad = Bad.fail,
+    on_bad: BadRows = "raise",
     seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Failure topography: regimes, clusters, and how well the features tell models and regimes apart."""
-    with _errors() as err:
+    with reported() as err:
         from rfx_agent.lab.audit import audit as run
         from rfx_agent.lab.profiles import read_profile
 
-        data = read_profile(profile, on_bad=on_bad.way)
-        _warn(err, profile, data.bad_rows)
+        data = read_profile(profile, on_bad=on_bad)
+        warn(err, profile, data.bad_rows)
         found = run(data, folds=folds, repeats=repeats, seed=seed)
     out = Console(stderr=as_json)
     out.print(regime_table(found))
@@ -122,16 +104,16 @@ def report(
     profile: _Input,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
     orders: Annotated[int, typer.Option(min=1, help="Orders that the policies are replayed in.")] = 20,
-    on_bad: _OnBad = Bad.fail,
+    on_bad: BadRows = "raise",
     seed: _Seed = 0,
 ) -> None:
     """One self-contained HTML page: regimes, the feature plane, policies, calibration, budget use."""
-    with _errors() as err:
+    with reported() as err:
         from rfx_agent.lab.profiles import read_profile
         from rfx_agent.lab.report import write_report
 
-        data = read_profile(profile, on_bad=on_bad.way)
-        _warn(err, profile, data.bad_rows)
+        data = read_profile(profile, on_bad=on_bad)
+        warn(err, profile, data.bad_rows)
         write_report(data, output, title=profile.name, orders=orders, seed=seed)
     Console().print(f"wrote {output}", markup=False, highlight=False)
 
@@ -139,31 +121,24 @@ def report(
 def extract(
     source: Annotated[Path, typer.Argument(help="Parquet of token log-probabilities, one row per rollout.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Parquet of features, one row per rollout.")],
-    engine: Annotated[Engine, typer.Option(help="Threads of this machine, or a Ray cluster.")] = Engine.threads,
+    engine: Annotated[Engine, typer.Option(help="Threads of this machine, or a Ray cluster.")] = "threads",
     workers: Annotated[int | None, typer.Option(min=1, help="Threads or Ray tasks at once.")] = None,
     temperature: Annotated[float, typer.Option(help="Decode temperature of the features.")] = 0.6,
-    on_bad: _OnBad = Bad.fail,
+    on_bad: BadRows = "raise",
     as_json: Json = False,
 ) -> None:
     """Trajectory features of every rollout in a Parquet file, in bounded memory."""
-    with _errors() as err:
+    with reported() as err:
         from rfx_agent.lab.scale import extract as run
 
-        done = run(source, output, engine=engine.value, workers=workers, temperature=temperature, on_bad=on_bad.way)
-        _warn(err, source, done.bad_rows)
+        done = run(source, output, engine=engine, workers=workers, temperature=temperature, on_bad=on_bad)
+        warn(err, source, done.bad_rows)
     summary = {"rollouts": done.rollouts, "tokens": done.tokens, "bad_rows": len(done.bad_rows), "output": str(output)}
     Console(stderr=as_json).print(
         f"wrote {output}: {done.rollouts} rollouts, {done.tokens} tokens", markup=False, highlight=False
     )
     if as_json:
         typer.echo(json.dumps(summary))
-
-
-def _warn(console: Console, path: Path, bad: Any) -> None:
-    for row, why in bad[:_SHOWN]:
-        console.print(f"skipped: {path} row {row}: {plain(why)}", style="yellow", markup=False, highlight=False)
-    if len(bad) > _SHOWN:
-        console.print(f"skipped: {len(bad)} rows in all", style="yellow", markup=False, highlight=False)
 
 
 def _save(calibrations: list[Any], output: Path, *, folder: bool) -> list[Path]:
@@ -187,9 +162,9 @@ def _save(calibrations: list[Any], output: Path, *, folder: bool) -> list[Path]:
     return written
 
 
-def _drifts(lab: Any, chosen: list[Any], check: Path, on_bad: Bad, err: Console) -> list[tuple[str, str, Any]]:
-    batches, bad = lab.read_any(check, on_bad=on_bad.way)
-    _warn(err, check, bad)
+def _drifts(lab: Any, chosen: list[Any], check: Path, on_bad: BadRows, err: Console) -> list[tuple[str, str, Any]]:
+    batches, bad = lab.read_any(check, on_bad=on_bad)
+    warn(err, check, bad)
     known = {(p.model, p.task): lab.calibrate(p) for p in chosen}
     found = [(b.model, b.task, lab.check(known[b.model, b.task], b)) for b in batches if (b.model, b.task) in known]
     if not found:

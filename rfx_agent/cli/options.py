@@ -1,49 +1,64 @@
-"""What more than one command has: options, and how it says that it failed."""
+"""What more than one command has: options, how it says that it failed, and how it shows what is untrusted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
-from rfx_agent._errors import RfxError
+from rfx_agent.errors import RfxError
+from rfx_agent.lab.common import OnBad
 
-if TYPE_CHECKING:
-    from rfx_agent.lab._common import OnBad
+__all__ = ["BadRows", "Engine", "Json", "plain", "reported", "table", "warn"]
 
-__all__ = ["Bad", "Engine", "Json", "reported"]
+_SHOWN = 5  # malformed rows that are named one by one
+
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
-
-
-class Engine(StrEnum):
-    """What runs the batches of a large job."""
-
-    threads = "threads"
-    ray = "ray"
-
-
-class Bad(StrEnum):
-    """What a malformed row does."""
-
-    fail = "raise"
-    skip = "skip"
-
-    @property
-    def way(self) -> OnBad:
-        """The same for the lab's readers."""
-        return "skip" if self is Bad.skip else "raise"
+BadRows = Annotated[OnBad, typer.Option(help="What a malformed row does: end the command, or be skipped and named.")]
+Engine: TypeAlias = Literal["threads", "ray"]
 
 
 @contextmanager
-def reported(console: Console) -> Iterator[None]:
-    """End the command with status 1 on one of our errors, its message on ``console`` and no traceback."""
+def reported() -> Iterator[Console]:
+    """A console on standard error. One of our errors, or a file's, is a line there, and ends the command with 1."""
+    console = Console(stderr=True, soft_wrap=True)
     try:
-        yield
+        yield console
     except RfxError as error:
-        console.print(f"rfx: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1) from None
+        why = str(error)
+    except OSError as error:
+        why = f"{error.filename or ''}: {error.strerror or error}"
+    else:
+        return
+    console.print(f"rfx: {why}", style="red", markup=False, highlight=False)
+    raise typer.Exit(1)
+
+
+def warn(console: Console, path: Path, bad: Sequence[tuple[int, str]]) -> None:
+    """Name the rows that were skipped."""
+    for row, why in bad[:_SHOWN]:
+        console.print(f"skipped: {path} row {row}: {plain(why, 200)}", style="yellow", markup=False, highlight=False)
+    if len(bad) > _SHOWN:
+        console.print(f"skipped: {len(bad)} rows in all", style="yellow", markup=False, highlight=False)
+
+
+def table(title: str, *headings: str, left: int = 1) -> Table:
+    """An empty table: its first ``left`` columns are for names, the others for figures."""
+    made = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(headings):
+        made.add_column(heading, justify="left" if i < left else "right", overflow="fold")
+    return made
+
+
+def plain(text: str, limit: int = 24) -> str:
+    """``text`` on one line, without anything a terminal would obey."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    clean = " ".join(clean.split())
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"

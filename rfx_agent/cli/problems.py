@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rfx_agent._types import Step
-from rfx_agent.verifiers import extract_answer
+from rfx_agent.records import Step
+from rfx_agent.verifiers.answers import extract_answer
 
 __all__ = ["Problem", "problems", "stated"]
 
@@ -39,13 +39,13 @@ class Problem:
 
     def step(self, number: int) -> Step:
         """The step that asks it."""
-        return Step.of(self.question + _ASK, reference=self.answer, id=f"{self.family}-{number}")
+        return Step.of(self.question + _ASK, expected=self.answer, id=f"{self.family}-{number}")
 
 
 def stated(text: str) -> str | None:
     """The answer that a completion states: the last number or day of what it marks as its answer, else of the text.
 
-    A right answer in the wrong dress is no failed step, so that what fails here fails for its content.
+    The spelling of a right answer is no failure: what fails here fails for its content.
     """
     marked = extract_answer(text)
     for part in (marked, text):

@@ -1,7 +1,7 @@
 """A collected dataset given back as if its model were there: recorded draws, steered decodes and programs, in order.
 
 Evidence, decisions, routes and budgets are the engine's own work on them. What a replay cannot do is answer what was
-never recorded: where the attempts of an operator run out, it says so with ``SamplerError``.
+never recorded: where the attempts of a remedy run out, it says so with ``SamplerError``.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rfx_agent._errors import SamplerError, ToolInputError
-from rfx_agent._types import Message, Rollout, SampleRequest, SampleResult, Step, ToolResult, Usage, Verdict
-from rfx_agent.budgets import RetryBudget
+from rfx_agent.budgets.step import RetryBudget
 from rfx_agent.cli.demo import Task
 from rfx_agent.cli.tape import Replay, Row, Tape, nothing, rollout_of
-from rfx_agent.engine import Recovery
+from rfx_agent.errors import SamplerError, ToolInputError
 from rfx_agent.lab.evidence.outcomes import STEERING
-from rfx_agent.policies import DefaultPolicy
-from rfx_agent.tools import ProgramTool, Sandbox
-from rfx_agent.verifiers import canonical, extract_answer
+from rfx_agent.policies.default import DefaultPolicy
+from rfx_agent.ports import Sampler, Steerer, Verifier
+from rfx_agent.records import Message, Rollout, SampleRequest, SampleResult, Step, ToolResult, Usage, Verdict
+from rfx_agent.recovery import Recovery
+from rfx_agent.tools.program import ProgramTool
+from rfx_agent.tools.sandbox import Sandbox
+from rfx_agent.verifiers.answers import canonical, extract_answer
 
 __all__ = ["ReplaySampler", "ReplaySteerer", "ReplayTool", "ReplayVerifier", "replay_tasks"]
 
@@ -45,12 +47,12 @@ class ReplayTool(ProgramTool):
         return text
 
 
-class ReplaySampler:
+class ReplaySampler(Sampler):
     """Gives one problem's recorded attempts, each once, in order.
 
-    The problem's own prompt is answered with ``retry`` draws, and with ``local_temp`` attempts where the temperature
-    is above the recorded one; every other prompt is taken for the tool's and answered with a program. ``local_temp``
-    went on from the junction of some failed draw of this problem when it was recorded, whatever prefix is asked for.
+    A request for an answer gets ``retry`` draws, and ``local_temp`` attempts where the temperature is above the
+    recorded one; a request for the tool's input gets a program. ``local_temp`` went on from the junction of some
+    failed draw of this problem when it was recorded, whatever prefix is asked for.
 
     Args:
         tape: the problem.
@@ -77,19 +79,19 @@ class ReplaySampler:
         """
         if request.messages == self._tool.asked and self.program is not None:
             return SampleResult((Rollout(self.program["text"]),), Usage())  # its cost was counted with the attempt
-        operator = "tool"
-        if request.messages == self._tape.step.messages:
-            operator = "local_temp" if request.temperature > self._temperature + 1e-6 else "retry"
-        rows = [row for row in self._tape.attempts.get(operator, ()) if operator == "tool" or not nothing(row)]
-        at = self._next.get(operator, 0)
+        remedy = "local_temp" if request.temperature > self._temperature + 1e-6 else "retry"
+        if request.purpose == "tool_input":
+            remedy = "tool"
+        rows = [row for row in self._tape.attempts.get(remedy, ()) if remedy == "tool" or not nothing(row)]
+        at = self._next.get(remedy, 0)
         given = rows[at : at + request.n]
         if not given:
             raise SamplerError(
-                f"{self.name}: no more than {len(rows)} {operator} attempts at {self._tape.step.id} were recorded; "
+                f"{self.name}: no more than {len(rows)} {remedy} attempts at {self._tape.step.id} were recorded; "
                 "run it live, without --replay"
             )
-        self._next[operator] = at + len(given)
-        if operator == "tool":
+        self._next[remedy] = at + len(given)
+        if remedy == "tool":
             self.program = given[-1]
         rollouts = tuple(rollout_of(row) for row in given)
         return SampleResult(rollouts, sum((x.usage for x in rollouts), Usage()))
@@ -99,7 +101,7 @@ class ReplaySampler:
         return self.sample(request)
 
 
-class ReplaySteerer:
+class ReplaySteerer(Steerer):
     """Gives one problem's recorded steered decodes, each once, in order, whichever failed draw is to be steered.
 
     Args:
@@ -134,7 +136,7 @@ class ReplaySteerer:
         return self.steer(step, operator, rollout, request)
 
 
-class ReplayVerifier:
+class ReplayVerifier(Verifier):
     """Gives the recorded verdict of each attempt: the problems' own scorers are no part of the package.
 
     What the sandbox made of a program now must be what was recorded of it; anything else is a no.
@@ -153,10 +155,10 @@ class ReplayVerifier:
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """The recorded verdict."""
-        row = self._sampler.program if rollout.operator == "tool" else self._rows.get(rollout.response_id)
+        row = self._sampler.program if rollout.remedy == "tool" else self._rows.get(rollout.response_id)
         if row is None:
             return Verdict(False, reason="this attempt was not recorded")
-        if rollout.operator == "tool" and row["passed"] and not _same(rollout.text, row["answer"] or ""):
+        if rollout.remedy == "tool" and row["passed"] and not _same(rollout.text, row["answer"] or ""):
             return Verdict(False, answer=rollout.text, reason="the program gives something else than was recorded")
         return Verdict(row["passed"], answer=row["answer"], score=row["score"], reason="as recorded")
 
@@ -201,7 +203,7 @@ def _task(replay: Replay, tape: Tape, sandbox: Sandbox, seed: int) -> Task:
 
 
 def _same(text: str, recorded: str) -> bool:
-    """Whether a program's result says what was recorded, which a scorer may have stripped of its dress."""
+    """Whether a program's result says what was recorded. A scorer may have recorded it in a plainer spelling."""
     stated = extract_answer(text) or next((x for x in reversed(text.splitlines()) if x.strip()), "")
     if canonical(stated) == canonical(recorded):
         return True

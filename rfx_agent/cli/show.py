@@ -20,8 +20,9 @@ from rich.text import Text
 
 from rfx_agent.case import Case
 from rfx_agent.cli.demo import Asked, Failure, Report
+from rfx_agent.cli.options import plain, table
 
-__all__ = ["DemoView", "plain"]
+__all__ = ["DemoView"]
 
 _COLUMNS = (
     ("problem", 16),
@@ -31,13 +32,6 @@ _COLUMNS = (
     ("tokens", 7),
     ("retry", 8),
 )
-
-
-def plain(text: str, limit: int = 24) -> str:
-    """``text`` on one line, without anything a terminal would obey."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    clean = " ".join(clean.split())
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 class DemoView:
@@ -105,15 +99,14 @@ class DemoView:
             if retry["cut_short"]
             else "at the same tokens"
         )
-        table = Table(title=f"{failed} failures, the same failed draws, {at}", title_justify="left")
-        for name in ("", "rescued", "attempts", "tokens", "put before a person"):
-            table.add_column(name, justify="left" if not name else "right")
-        table.add_row("plain retry", f"{retry['rescued']} of {failed}", *_figures(retry), "–")
-        table.add_row(
+        title = f"{failed} failures, the same failed draws, {at}"
+        arms = table(title, "", "rescued", "attempts", "tokens", "put before a person")
+        arms.add_row("plain retry", f"{retry['rescued']} of {failed}", *_figures(retry), "–")
+        arms.add_row(
             "recovery graph", f"{recovery['rescued']} of {failed}", *_figures(recovery), str(recovery["escalated"])
         )
         self._console.print()
-        self._console.print(table)
+        self._console.print(arms)
         by_family = ", ".join(
             f"{name} {f['recovery']}/{f['failures']} (retry {f['retry']})" for name, f in figures["families"].items()
         )
@@ -128,11 +121,11 @@ class DemoView:
         self._console.print(f"{seconds:.0f} s; {how}", style="dim")
 
     def _row(self, cells: list[Text]) -> None:
-        table = Table.grid(padding=(0, 1))
+        grid = Table.grid(padding=(0, 1))
         for _, width in _COLUMNS:
-            table.add_column(width=width, overflow="fold")
-        table.add_row(*cells)
-        self._console.print(table)
+            grid.add_column(width=width, overflow="fold")
+        grid.add_row(*cells)
+        self._console.print(grid)
 
 
 def _figures(arm: dict[str, int]) -> tuple[str, str]:

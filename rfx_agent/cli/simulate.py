@@ -1,4 +1,4 @@
-"""``rfx simulate``: policies replayed on a profile."""
+"""``rfx simulate``: policies replayed on a profile or a log."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Operator
-from rfx_agent.cli.options import Engine, reported
+from rfx_agent.cli.options import BadRows, Engine, Json, reported, table, warn
+from rfx_agent.errors import ConfigError
+from rfx_agent.lab.logs import Log, read_log
+from rfx_agent.lab.profiles import Profile, is_log, read_profile
 from rfx_agent.lab.simulate import NAMES, Simulation
 from rfx_agent.lab.simulate import simulate as run
-from rfx_agent.policies._base import ROUTES
+from rfx_agent.policies.population import REMEDIES
 
 __all__ = ["simulate"]
 
 
 def simulate(
-    profile: Annotated[Path, typer.Argument(help="Failure profile, CSV or Parquet.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Failure profiles (CSV, Parquet) or an event log (JSON lines).")],
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Policy to replay, again for more: {', '.join(NAMES)}, fixed:OP+OP, learned:PRICE.",
-            show_default="those five",
+            help=f"Policy to replay, again for more: {', '.join(NAMES)}, fixed:REMEDY+REMEDY, learned:PRICE.",
+            show_default="those five; of a log, not paper_rule",
         ),
     ] = None,
     budget: Annotated[
@@ -37,73 +38,63 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of orders, outcomes and intervals.")] = 0,
     cost: Annotated[
         list[str] | None,
-        typer.Option(help="OPERATOR=COST of one attempt, again for more; 1 each otherwise.", show_default=False),
+        typer.Option(help="REMEDY=COST of one attempt, again for more; 1 each otherwise.", show_default=False),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads, or Ray's workers.")] = 1,
-    engine: Annotated[Engine, typer.Option(help="What the workers are.")] = Engine.threads,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip malformed rows, and name them.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    engine: Annotated[Engine, typer.Option(help="What the workers are.")] = "threads",
+    on_bad: BadRows = "raise",
+    as_json: Json = False,
 ) -> None:
     """Replay policies on measured failures: rescue within budgets, attempts, escalations, waste.
 
     Prequential: in each order every failure is met once, and a policy learns only from its own attempts.
     """
-    console = Console(stderr=as_json, soft_wrap=False)
-    with reported(Console(stderr=True)):
-        from rfx_agent.lab.profiles import read_profile
-
-        read = read_profile(profile, on_bad="skip" if skip_bad else "raise")
+    with reported() as err:
+        read: Profile | Log
+        read = read_log(source, on_bad=on_bad) if is_log(source) else read_profile(source, on_bad=on_bad)
         found = run(
             read,
-            policy or NAMES,
+            # The rule needs the features of every failure; a log seldom has them.
+            policy or [name for name in NAMES if name != "paper_rule" or isinstance(read, Profile)],
             budgets=tuple(dict.fromkeys(budget or (1, 2, 3, 4, 6, 8))),
             orders=orders,
             seed=seed,
             costs=_costs(cost or []),
             workers=workers,
-            engine=engine.value,
+            engine=engine,
         )
-    for number, reason in read.bad_rows:
-        Console(stderr=True).print(f"row {number} skipped: {reason}", style="yellow", markup=False, highlight=False)
-    console.print(_table(found))
+        warn(err, source, read.bad_rows)
+    Console(stderr=as_json).print(*_tables(found))
     if as_json:
         bad = [{"row": number, "reason": reason} for number, reason in read.bad_rows]
-        typer.echo(json.dumps({"profile": str(profile), "skipped": bad} | found.as_dict(), allow_nan=False))
+        typer.echo(json.dumps({"source": str(source), "skipped": bad} | found.as_dict(), allow_nan=False))
 
 
-def _costs(given: list[str]) -> dict[Operator, float]:
-    costs: dict[Operator, float] = {}
+def _costs(given: list[str]) -> dict[str, float]:
+    costs: dict[str, float] = {}
     for item in given:
         name, _, amount = item.partition("=")
-        operator = next((op for op in ROUTES if op == name), None)
         try:
             value = float(amount)
         except ValueError:
             value = -1.0
-        if operator is None or not 0 <= value < float("inf"):
-            raise ConfigError(f"--cost {item!r}: give OPERATOR=COST with one of {', '.join(ROUTES)}")
-        costs[operator] = value
+        if name not in REMEDIES or not 0 <= value < float("inf"):
+            raise ConfigError(f"--cost {item!r}: give REMEDY=COST with one of {', '.join(REMEDIES)}")
+        costs[name] = value
     return costs
 
 
-def _table(found: Simulation) -> Table:
-    table = Table(title=f"Rescued within B attempts, mean over {len(found.cells)} cells, {found.orders} orders")
-    table.add_column("policy")
-    for b in found.budgets:
-        table.add_column(f"B={b}", justify="right")
+def _tables(found: Simulation) -> tuple[Table, Table]:
+    """What each policy rescues, and what it spends: two tables, so that 80 columns suffice."""
     last = str(max(found.budgets))
-    for heading in ("attempts", "escalated", "wasted", f"over retry, B={last}"):
-        table.add_column(heading, justify="right")
+    title = f"Rescued within B attempts, mean over {len(found.cells)} cells, {found.orders} orders"
+    rescued = table(title, "policy", *(f"B={b}" for b in found.budgets), f"over retry, B={last}")
+    spent = table("Spent per failure", "policy", "attempts", "escalated", "attempts on what nothing rescues")
     for name in found.policies:
         figures = found.mean[name]
-        gain = figures["against_retry"][last]
-        wasted = figures["wasted_attempts"]
-        table.add_row(
-            name,
-            *(f"{figures['rescue_within'][str(b)]:.3f}" for b in found.budgets),
-            f"{figures['attempts']:.2f}",
-            f"{figures['escalated']:.1%}",
-            "–" if wasted is None else f"{wasted:.2f}",
-            f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})",
-        )
-    return table
+        gain, wasted = figures["against_retry"][last], figures["wasted_attempts"]
+        beyond = f"{gain['difference']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"
+        rescued.add_row(name, *(f"{figures['rescue_within'][str(b)]:.3f}" for b in found.budgets), beyond)
+        lost = "–" if wasted is None else f"{wasted:.2f}"
+        spent.add_row(name, f"{figures['attempts']:.2f}", f"{figures['escalated']:.1%}", lost)
+    return rescued, spent

@@ -8,15 +8,15 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Operator, Rollout, Step, Usage
-from rfx_agent.calibration import Calibration
-from rfx_agent.features import ONE_MODEL, TWO_MODEL
+from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
 from rfx_agent.lab.calibrate import calibrate
 from rfx_agent.lab.dataset import Dataset, read_dataset
 from rfx_agent.lab.evidence.outcomes import read_outcomes
+from rfx_agent.records import Rollout, Step, Usage
 
 __all__ = ["DATASET", "Replay", "Row", "Tape", "load_replay", "nothing", "rollout_of"]
 
@@ -26,7 +26,7 @@ DATASET = Path(__file__).parent.parent / "data" / "evidence"
 Row: TypeAlias = Mapping[str, Any]
 """One recorded attempt, by the dataset's column names."""
 
-_COLUMNS = ("problem_id", "operator", "attempt", "text", "answer", "passed", "score", "finish_reason", "temperature")
+_COLUMNS = ("problem_id", "remedy", "attempt", "text", "answer", "passed", "score", "finish_reason", "temperature")
 _PLACES = ("prompt_tokens", "completion_tokens", "start", "junction", "peak", "error")
 
 
@@ -35,9 +35,9 @@ class Tape:
     """Everything that was recorded of one problem.
 
     Attributes:
-        step: the problem, under its recorded id; without its reference, since verdicts are recorded too.
+        step: the problem, under its recorded id; without its right answer, since verdicts are recorded too.
         family: its generator.
-        attempts: per operator, its recorded rows in order; of ``retry`` the first is the draw that failed.
+        attempts: per remedy, its recorded rows in order; of ``retry`` the first is the draw that failed.
     """
 
     step: Step
@@ -101,14 +101,14 @@ def _tapes(data: Dataset) -> tuple[Tape, ...]:
     rows: dict[str, dict[str, list[Row]]] = {}
     table = data.rollouts.select([*_COLUMNS, *_PLACES, *TWO_MODEL, *ONE_MODEL])
     for row in table.sort_by(
-        [("problem_id", "ascending"), ("operator", "ascending"), ("attempt", "ascending")]
+        [("problem_id", "ascending"), ("remedy", "ascending"), ("attempt", "ascending")]
     ).to_pylist():
-        rows.setdefault(row["problem_id"], {}).setdefault(row["operator"], []).append(row)
+        rows.setdefault(row["problem_id"], {}).setdefault(row["remedy"], []).append(row)
     return tuple(
         Tape(
             Step(tuple(json.loads(failure["prompt"])), id=failure["problem_id"]),
             failure["task"],
-            {operator: tuple(found) for operator, found in rows.get(failure["problem_id"], {}).items()},
+            {remedy: tuple(found) for remedy, found in rows.get(failure["problem_id"], {}).items()},
         )
         for failure in data.failures.select(["problem_id", "task", "prompt"]).to_pylist()
     )
@@ -117,11 +117,10 @@ def _tapes(data: Dataset) -> tuple[Tape, ...]:
 def rollout_of(row: Row) -> Rollout:
     """The rollout of a recorded attempt, with the features that were computed when it was collected."""
     kinds = ({name: row[name] for name in names} for names in (TWO_MODEL, ONE_MODEL))
-    operator: Operator = next(op for op in get_args(Operator) if op == row["operator"])
     return Rollout(
         row["text"],
-        response_id=f"{row['operator']}:{row['attempt']}",
-        operator=operator,
+        response_id=f"{row['remedy']}:{row['attempt']}",
+        remedy=row["remedy"],
         temperature=row["temperature"],
         finish_reason=row["finish_reason"],
         usage=Usage(row["prompt_tokens"], row["completion_tokens"], 1),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rfx_agent.case import Case
-from rfx_agent.escalation._markdown import block, span, words
+from rfx_agent.escalation.markdown import block, span, words
 
 __all__ = ["describe", "iso"]
 
@@ -34,7 +34,7 @@ def describe(
 
     Args:
         case: the case, with a decision.
-        groups: (answer, operators that gave it, rollouts that gave it), as they are to be listed.
+        groups: (answer, remedies that gave it, rollouts that gave it), as they are to be listed.
         answer: the proposed answer, or None where there is none to approve.
         error: why the last reply did not fit, or None.
         default: what applies where nobody answers.
@@ -119,7 +119,7 @@ def _against(z: float | None) -> str:
 def _tried(case: Case) -> str:
     return (
         "; ".join(
-            f"{_name(a.operator)}, {a.got} of {a.asked} came back"
+            f"{_name(a.remedy)}, {a.got} of {a.asked} came back"
             + (f" and {a.misses} could not be judged" if a.misses else "")
             for a in case.attempts
         )

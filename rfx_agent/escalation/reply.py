@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
-from rfx_agent._errors import EscalationError
-from rfx_agent._types import ANSWER_KEPT
 from rfx_agent.case import Case, Outcome
+from rfx_agent.errors import EscalationError
 from rfx_agent.escalation.request import ACTION, applies, proposed
 
 __all__ = ["EXPIRED", "Approve", "Edit", "HumanReply", "Reject", "Respond", "apply_reply"]
 
 EXPIRED = {"type": "expired"}
-"""What a sweep says in place of a person who did not answer; no reply at all while there is still time."""
+"""What a sweep replies where nobody answered. Before the deadline it is refused."""
 
 
 class _Reply(BaseModel):
@@ -135,7 +134,7 @@ def _apply(case: Case, decision: Approve | Edit | Reject | Respond, reason: str,
                     "escalation: there is no candidate answer to approve; reply with edit, reject or respond"
                 )
             # A long failed answer was cut for the record; the text it came from was not.
-            answer = pick.answer if len(pick.answer or "") <= ANSWER_KEPT else None
+            answer = None if pick.abridged else pick.answer
             outcome = Outcome("human", pick.text, answer, "human", reason=reason, sentence=sentence)
         case Edit():
             text = _edited(decision.edited_action)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Literal
 
-from rfx_agent._types import Rollout
 from rfx_agent.case import Case
 from rfx_agent.escalation.describe import describe, iso
+from rfx_agent.records import Rollout
 
 __all__ = ["ACTION", "applies", "payload", "proposed"]
 
@@ -28,7 +28,7 @@ def proposed(case: Case) -> Rollout | None:
 
     This is a suggestion to a person, never a vote that accepts anything.
     """
-    tool = [r for r in case.rollouts if r.operator == "tool"]
+    tool = [r for r in case.rollouts if r.remedy == "tool"]
     if tool:
         return tool[-1]
     counts = Counter(r.answer for r in case.draws() if r.answer is not None)
@@ -64,7 +64,7 @@ def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
     """
     pick = proposed(case)
     # Inboxes make a text field of every argument, and fail on null.
-    args = {"answer": "" if pick is None else (pick.answer or pick.text[:_SHOWN])}
+    args = {"answer": "" if pick is None else ((not pick.abridged and pick.answer) or pick.text[:_SHOWN])}
     allowed = ["approve", "edit", "reject", "respond"] if pick else ["edit", "reject", "respond"]
     groups = _grouped(case)
     description = describe(case, groups, args["answer"] if pick else None, error, default=applies(case))
@@ -82,7 +82,7 @@ def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
             "z": dict(decision.z) if decision.z is not None else None,
             "calibration": diagnosis.calibration if diagnosis else None,
             "caveats": list(diagnosis.caveats) if diagnosis else [],
-            "tried": [{"operator": a.operator, "asked": a.asked, "got": a.got} for a in case.attempts],
+            "tried": [{"remedy": a.remedy, "asked": a.asked, "got": a.got} for a in case.attempts],
             "spent": {
                 "attempts": spent.attempts,
                 "samples": spent.samples,
@@ -98,7 +98,7 @@ def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
 
 
 def _grouped(case: Case) -> list[tuple[str | None, list[str], list[str]]]:
-    """(answer, operators that gave it, rollouts that gave it), the most frequent first."""
+    """(answer, remedies that gave it, rollouts that gave it), the most frequent first."""
     groups: dict[str | None, list[Rollout]] = {}
     for rollout in case.rollouts:
         groups.setdefault(rollout.answer, []).append(rollout)
@@ -106,7 +106,7 @@ def _grouped(case: Case) -> list[tuple[str | None, list[str], list[str]]]:
     return [
         (
             answer if answer is None else answer[:_SHOWN],
-            list(dict.fromkeys(r.operator for r in gave)),
+            list(dict.fromkeys(r.remedy for r in gave)),
             [r.id for r in gave],
         )
         for answer, gave in ordered

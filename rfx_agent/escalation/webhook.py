@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from rfx_agent._errors import ConfigError, NotifyError
+from rfx_agent.checks import number
+from rfx_agent.errors import ConfigError, NotifyError
 
 __all__ = ["Webhook", "verify_signature"]
 
@@ -75,8 +75,7 @@ class Webhook:
     ) -> None:
         if secret is not None and not (isinstance(secret, str) and secret):
             raise ConfigError("webhook: secret is empty or no text; give a text, or None not to sign")
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-            raise ConfigError(f"webhook: timeout is {timeout!r}; give a positive number of seconds")
+        number("webhook: timeout", timeout, above=0, unit="seconds")
         for name, value in (headers or {}).items():
             if not all(isinstance(x, str) and x.isascii() and x.isprintable() for x in (name, value)):
                 raise ConfigError(f"webhook: headers has {name!r} that is no line of ASCII; give texts that are")

@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent._errors import ConfigError
-from rfx_agent.features import ONE_MODEL, TWO_MODEL
-from rfx_agent.lab._common import ProfileError
-from rfx_agent.lab.ceiling import ceiling
+from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
+from rfx_agent.evidence.zscore import zscore
+from rfx_agent.lab.ceiling import attempts_behind, ceiling
 from rfx_agent.lab.classify import (
     Scores,
     SharedTrees,
@@ -19,9 +19,9 @@ from rfx_agent.lab.classify import (
     expected_calibration_error,
     reliability,
 )
+from rfx_agent.lab.common import ProfileError
 from rfx_agent.lab.profiles import Profile
 from rfx_agent.lab.topography import REGIMES, STOCHASTIC, clusters_of, plane_of, regimes_of, steerable
-from rfx_agent.numerics.zscore import zscore
 
 __all__ = ["METHODS", "audit", "method_of", "regime_inputs"]
 
@@ -29,8 +29,6 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 METHODS = ("base", "sft", "dpo", "grpo", "ppo", "rloo", "rlvr", "distill", "instruct")
 """Post-training methods that a model's name may begin with."""
-
-_ATTEMPTS = 10  # the published rates were measured on one attempt per failed rollout, 10 at most
 
 
 def audit(profile: Profile, *, folds: int = 5, repeats: int = 3, bootstraps: int = 30, seed: int = 0) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def audit(profile: Profile, *, folds: int = 5, repeats: int = 3, bootstraps: int
     cannot be computed from this profile is None, and ``notes`` says why.
 
     Args:
-        profile: failures with features; regimes need rates of retry and another operator.
+        profile: failures with features; regimes need rates of retry and another remedy.
         folds, repeats: of the cross-validations; problems are kept whole.
         bootstraps: samples behind the clusters' stability.
         seed: of everything random.
@@ -118,7 +116,7 @@ def regime_inputs(profile: Profile, *, count: bool = True) -> Floats:
         at = cell == name
         z[at] = np.stack([zscore(column) for column in x[at].T], axis=1)
         share[at], z_count[at] = n[at] / n[at].max(), zscore(n[at])
-    columns = [x, z] + ([n, share, z_count, np.minimum(n, _ATTEMPTS)] if count else [])
+    columns = [x, z] + ([n, share, z_count, attempts_behind(profile.n_failed)] if count else [])
     return np.column_stack(columns)
 
 
@@ -184,7 +182,7 @@ def _cells(profile: Profile, regime: list[str] | None) -> list[dict[str, Any]]:
             "model": profile.model[at[0]],
             "task": profile.task[at[0]],
             "failures": len(at),
-            "rates": {operator: round(float(rate[at].mean()), 4) for operator, rate in profile.rates.items()},
+            "rates": {remedy: round(float(rate[at].mean()), 4) for remedy, rate in profile.rates.items()},
         }
         if regime is not None:
             held = [regime[i] for i in at]

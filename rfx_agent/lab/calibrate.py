@@ -11,19 +11,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent._errors import CalibrationError
-from rfx_agent._types import Evidence
-from rfx_agent.calibration import Calibration
-from rfx_agent.features import ONE_MODEL, TWO_MODEL
-from rfx_agent.lab._common import OnBad, ProfileError
-from rfx_agent.lab.profiles import LogRow, Profile, is_log, read_log, read_profile
+from rfx_agent.errors import CalibrationError
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.lab.common import FEATURES, OnBad, ProfileError
+from rfx_agent.lab.logs import LogRow, read_log
+from rfx_agent.lab.profiles import Profile, is_log, read_profile
+from rfx_agent.records import Evidence
 
 __all__ = ["Drift", "Population", "Shift", "calibrate", "check", "intervals", "merge_all", "populations", "read_any"]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Key: TypeAlias = tuple[str, str]
-
-_NAMES: dict[Evidence, tuple[str, ...]] = {"two_model": TWO_MODEL, "one_model": ONE_MODEL}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +31,7 @@ class Population:
     Attributes:
         model, task: what they are failures of.
         features: per kind of evidence and feature, one value per failure that has that kind.
-        rates: per operator, the share of its attempts that passed, one value per failure on which it was tried.
+        rates: per remedy, the share of its attempts that passed, one value per failure on which it was tried.
     """
 
     model: str
@@ -73,12 +71,12 @@ def populations(source: Profile | Iterable[LogRow]) -> list[Population]:
     if isinstance(source, Profile):
         keys = list(zip(source.model, source.task, strict=True))
         masks = {key: np.array([k == key for k in keys]) for key in dict.fromkeys(keys)}
-        kinds = [kind for kind, names in _NAMES.items() if all(n in source.features for n in names)]
+        kinds = [kind for kind, names in FEATURES.items() if all(n in source.features for n in names)]
         return [
             Population(
                 *key,
-                {kind: {n: source.features[n][mask] for n in _NAMES[kind]} for kind in kinds},
-                {operator: rate[mask] for operator, rate in source.rates.items()},
+                {kind: {n: source.features[n][mask] for n in FEATURES[kind]} for kind in kinds},
+                {remedy: rate[mask] for remedy, rate in source.rates.items()},
             )
             for key, mask in masks.items()
         ]
@@ -100,7 +98,7 @@ def calibrate(population: Population, *, name: str | None = None) -> Calibration
     title, pair, task = name or f"{population.model}/{population.task}", population.model, population.task
     kinds: list[Evidence] = [k for k, columns in population.features.items() if any(map(len, columns.values()))]
     first, *rest = kinds or ["samples"]
-    rates = {operator: rate for operator, rate in population.rates.items() if len(rate)}
+    rates = {remedy: rate for remedy, rate in population.rates.items() if len(rate)}
     features = population.features.get(first, {})
     result = Calibration.from_failures(features, name=title, pair=pair, task=task, evidence=first, rates=rates)
     for kind in rest:
@@ -162,7 +160,7 @@ def intervals(population: Population, *, level: float = 0.95, draws: int = 1000,
         "failures": population.failures,
         "interval": {"level": level, "method": "percentile bootstrap over failures", "draws": draws, "seed": seed},
         "features": features,
-        "rates": {operator: of(rate) for operator, rate in population.rates.items() if len(rate)},
+        "rates": {remedy: of(rate) for remedy, rate in population.rates.items() if len(rate)},
     }
 
 
@@ -248,13 +246,13 @@ def check(
 
 def _of_rows(key: Key, rows: list[LogRow]) -> Population:
     features: dict[Evidence, dict[str, Floats]] = {}
-    for kind, names in _NAMES.items():
+    for kind, names in FEATURES.items():
         given = [row.features for row in rows if row.evidence == kind and row.features is not None]
         if given:
             features[kind] = {name: np.array([f[name] for f in given]) for name in names}
     tried: dict[str, list[float]] = {}
     for row in rows:
-        for operator in dict.fromkeys(name for name, _ in row.attempts[1:]):
-            count, passed = row.tally(operator)
-            tried.setdefault(operator, []).append(passed / count)
-    return Population(*key, features, {operator: np.array(rates) for operator, rates in tried.items()})
+        for remedy in dict.fromkeys(name for name, _ in row.attempts[1:]):
+            count, passed = row.tally(remedy)
+            tried.setdefault(remedy, []).append(passed / count)
+    return Population(*key, features, {remedy: np.array(rates) for remedy, rates in tried.items()})

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent._errors import ConfigError
 from rfx_agent._extras import need
+from rfx_agent.errors import ConfigError
 
 __all__ = ["Scores", "SharedTrees", "cross_validated", "expected_calibration_error", "reliability"]
 
@@ -109,7 +109,7 @@ class SharedTrees:
     measured on the same failures.
 
     Every split may use every input, at a random threshold: with three inputs that average more smoothly than a random
-    forest. A regime is cut from a rate over ten attempts and noisy; the rates of all operators, known of the failures
+    forest. A regime is cut from a rate over ten attempts and noisy; the rates of all remedies, known of the failures
     it learns from only, steady the splits.
 
     Args:

@@ -11,17 +11,16 @@ import errno
 import json
 import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from rfx_agent._errors import RfxError
 from rfx_agent._extras import need
-from rfx_agent._types import Operator
-from rfx_agent.features import ONE_MODEL, TWO_MODEL
+from rfx_agent.errors import RfxError
+from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
+from rfx_agent.lab.common import FEATURES, REMEDIES, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]  # ships no stubs
@@ -30,7 +29,6 @@ __all__ = [
     "FAILURES",
     "FORMAT",
     "KEY",
-    "OPERATORS",
     "ROLLOUTS",
     "TOKEN_FEATURES",
     "Dataset",
@@ -39,14 +37,15 @@ __all__ = [
     "write_dataset",
 ]
 
-FORMAT = 1
-"""Version of the columns and of the provenance."""
+FORMAT = 2
+"""Version of the columns and of the provenance. Format 1 had ``operator`` and ``reference``."""
+
+_RENAMED = {"operator": "remedy", "reference": "expected"}
 
 KEY = b"rfx_agent"
 """Key of the provenance in the Parquet schema's metadata."""
 
 ROLLOUTS, FAILURES = "rollouts.parquet", "failures.parquet"
-OPERATORS: tuple[str, ...] = tuple(name for name in get_args(Operator) if name != "human")
 TOKEN_FEATURES = ("delta_path", "coverage_gap", "logit_variance", "kl", "entropy", "surprisal")
 """Columns with one float32 per token of a rollout."""
 
@@ -61,7 +60,7 @@ class Dataset:
 
     Attributes:
         folder: where it lies.
-        rollouts: one row per rollout, sorted by (problem_id, operator, attempt).
+        rollouts: one row per rollout, sorted by (problem_id, remedy, attempt).
         failures: one row per failing problem, sorted by problem_id.
         provenance: what it was made with and from.
     """
@@ -96,9 +95,9 @@ def read_dataset(folder: str | os.PathLike[str]) -> Dataset:
             raise DatasetError(f"{path} cannot be read: {error}") from error
         except (KeyError, ValueError) as error:
             raise DatasetError(f"{path} carries no provenance; give a dataset that rfx collect wrote") from error
-        if not isinstance(provenance, dict) or provenance.get("format") != FORMAT:
+        if not isinstance(provenance, dict) or provenance.get("format") not in (1, FORMAT):
             raise DatasetError(f"{path} is not of format {FORMAT}; collect it again with this version, or use its own")
-        tables.append(table)
+        tables.append(table.rename_columns([_RENAMED.get(column, column) for column in table.column_names]))
         about.append(provenance)
     if about[0] != about[1]:
         raise DatasetError(f"{root}: the two files are of two writings; run rfx collect --finish on it again")
@@ -116,7 +115,7 @@ def write_dataset(
     Args:
         folder: where; it is made if need be.
         rollouts: rows by column name; columns that a row lacks are null.
-        failures: the same. A feature or an operator that no row has is no column.
+        failures: the same. A feature or a remedy that no row has is no column.
         provenance: what goes under ``KEY``.
 
     Raises:
@@ -131,16 +130,10 @@ def write_dataset(
     }
     with disk(root):
         root.mkdir(parents=True, exist_ok=True)
-        parts: dict[str, Path] = {}
-        try:
-            # Both are on the disk before either is moved: a full disk leaves the old pair as it was.
+        # Both are on the disk before either is moved: a full disk leaves the old pair as it was.
+        with ExitStack() as stack:
             for name, table in tables.items():
-                parts[name] = _written(root, name, table)
-            for name, part in parts.items():
-                part.replace(root / name)
-        finally:
-            for part in parts.values():
-                part.unlink(missing_ok=True)
+                _write(stack.enter_context(whole_file(root / name)), table)
     return Dataset(root, tables[ROLLOUTS], tables[FAILURES], provenance)
 
 
@@ -165,20 +158,11 @@ def disk(place: Path) -> Iterator[None]:
 _FULL = "the disk is full; free some space and start again: what was recorded is kept, and nothing is half-written"
 
 
-def _written(root: Path, name: str, table: Any) -> Path:
-    pq = need("pyarrow.parquet", "lab")
-    handle, given = tempfile.mkstemp(prefix=f".{name}.", dir=root)
-    part = Path(given)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pq.write_table(table, file, compression="zstd", compression_level=12)
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(0o644)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return part
+def _write(path: Path, table: Any) -> None:
+    with path.open("wb") as file:
+        need("pyarrow.parquet", "lab").write_table(table, file, compression="zstd", compression_level=12)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _rollout_schema(pa: Any) -> pa.Schema:
@@ -186,7 +170,7 @@ def _rollout_schema(pa: Any) -> pa.Schema:
     columns: dict[str, tuple[Any, bool]] = {
         "problem_id": (text, False),
         "generator": (text, False),
-        "operator": (text, False),
+        "remedy": (text, False),
         "attempt": (count, False),
         "source": (count, True),
         "seed": (pa.int64(), False),
@@ -215,11 +199,11 @@ def _failure_schema(pa: Any, rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
 
     fields = [pa.field(name, pa.string(), nullable=False) for name in ("cell", "model", "task", "problem_id")]
     fields.append(pa.field("n_failed_rollouts", pa.int32(), nullable=False))
-    for kind in (TWO_MODEL, ONE_MODEL):  # a profile has all features of a kind or none
-        if any(there(name) for name in kind):
-            fields += [pa.field(name, pa.float64()) for name in kind]
-    for name in OPERATORS:
+    for names in FEATURES.values():  # a profile has all features of a kind or none
+        if any(map(there, names)):
+            fields += [pa.field(name, pa.float64()) for name in names]
+    for name in REMEDIES:
         if there(name):
             fields += [pa.field(name, pa.float64()), pa.field(f"{name}_attempts", pa.int32(), nullable=False)]
-    fields += [pa.field("prompt", pa.string(), nullable=False), pa.field("reference", pa.string())]
+    fields += [pa.field("prompt", pa.string(), nullable=False), pa.field("expected", pa.string())]
     return pa.schema(fields)

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Rollout, Usage, Verdict
-from rfx_agent.lab._judge_cases import FILLER, INJECTIONS, JudgeCase, read_cases
+from rfx_agent.checks import whole
+from rfx_agent.errors import ConfigError
 from rfx_agent.lab.evidence.intervals import Figure, wilson
+from rfx_agent.lab.judge_cases import FILLER, INJECTIONS, JudgeCase
 from rfx_agent.ports import Verifier
+from rfx_agent.records import Rollout, Usage, Verdict
 from rfx_agent.verifiers.judge import NO_VERDICT
 
-__all__ = ["FILLER", "INJECTIONS", "JudgeCase", "JudgeReport", "ajudge_check", "judge_check", "read_cases"]
+__all__ = ["JudgeReport", "ajudge_check", "judge_check"]
 
 Progress = Callable[[int, int], None]
 """Called with judgings done and judgings in all; more are added once it is known which cases fail."""
@@ -88,7 +89,7 @@ async def ajudge_check(
     repeats: int = 2,
     injections: bool | int = True,
     verbosity: bool = True,
-    parallel: int = 4,
+    concurrency: int = 4,
     progress: Progress | None = None,
 ) -> JudgeReport:
     """Judge every case, and judge them again in ways that should change nothing.
@@ -102,7 +103,7 @@ async def ajudge_check(
         injections: how many of the built-in attempts to append to each wrong case that the judge failed, one at a
             time; true for all, false or 0 for none.
         verbosity: whether every case is judged again with empty words appended.
-        parallel: judgings at once.
+        concurrency: judgings at once.
         progress: told of each judging.
 
     Raises:
@@ -113,10 +114,10 @@ async def ajudge_check(
     if not given:
         raise ConfigError("judge_check: cases is empty; give at least one labelled case")
     most = len(INJECTIONS) if injections is True else int(injections)
-    for name, value, least in (("repeats", repeats, 1), ("parallel", parallel, 1), ("injections", most, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"judge_check: {name} is {value!r}; give a whole number of {least} or more")
-    work = _Work(judge, seed, asyncio.Semaphore(parallel), progress)
+    whole("judge_check: repeats", repeats, least=1)
+    whole("judge_check: concurrency", concurrency, least=1)
+    whole("judge_check: injections", most)
+    work = _Work(judge, seed, asyncio.Semaphore(concurrency), progress)
     work.total = len(given) * (repeats + verbosity)
     rounds = [await work.judged(given, k) for k in range(repeats)]
     first = [v.passed for v in rounds[0]]

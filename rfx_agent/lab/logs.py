@@ -2,38 +2,32 @@
 
 ::
 
-    {"v": 1, "step": "ab12", "model": "qwen", "task": "sums", "evidence": "two_model",
+    {"schema": 2, "step": "ab12", "model": "qwen", "task": "sums", "evidence": "two_model",
      "features": {"spread": 0.4, "concentration": 2.1, "logit_dispersion": -0.8},
      "attempts": [["retry", false], ["retry", false], ["tool", true]]}
 
 ``attempts`` is in order; its first entry is the candidate whose failure opened the case. Keys that are not named here
-are left alone, so that a log may carry more.
+are left alone, so that a log may carry more. Version 0.1 wrote ``"v": 1`` for the schema.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Evidence, Operator
 from rfx_agent.case import Case
-from rfx_agent.features import ONE_MODEL, TWO_MODEL
-from rfx_agent.lab._common import BadRow, OnBad, ProfileError, check_on_bad
+from rfx_agent.errors import ConfigError
+from rfx_agent.lab.common import FEATURES, BadRow, OnBad, read_lines
+from rfx_agent.records import REMEDY_NAME, Evidence
 
-__all__ = ["Log", "LogRow", "iter_log", "log_line", "read_log"]
+__all__ = ["Log", "LogRow", "log_line", "read_log"]
 
-_LONGEST = 1 << 20
-"""Bytes of the longest line that is read: a log holds no text, so a longer one is something else."""
-
-_NAMES: dict[Evidence, tuple[str, ...]] = {"two_model": TWO_MODEL, "one_model": ONE_MODEL, "samples": ()}
+_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +40,7 @@ class LogRow:
         task: kind of steps.
         evidence: what the features were computed from.
         features: by name, or None where there were none.
-        attempts: (operator, passed) in order, the candidate first; repeats of one draw are left out.
+        attempts: (remedy, passed) in order, the candidate first; repeats of one draw are left out.
     """
 
     step: str
@@ -54,16 +48,16 @@ class LogRow:
     task: str
     evidence: Evidence
     features: Mapping[str, float] | None
-    attempts: tuple[tuple[Operator, bool], ...]
+    attempts: tuple[tuple[str, bool], ...]
 
     @property
     def failed(self) -> bool:
         """Whether the candidate failed, so that this is a failure at all."""
         return bool(self.attempts) and not self.attempts[0][1]
 
-    def tally(self, operator: str) -> tuple[int, int]:
-        """(attempts, passes) of ``operator``, the candidate left out: it failed by selection, not by chance."""
-        after = [passed for name, passed in self.attempts[1:] if name == operator]
+    def tally(self, remedy: str) -> tuple[int, int]:
+        """(attempts, passes) of ``remedy``, the candidate left out: it failed by selection, not by chance."""
+        after = [passed for name, passed in self.attempts[1:] if name == remedy]
         return len(after), sum(after)
 
 
@@ -99,94 +93,56 @@ def log_line(case: Case, *, model: str, task: str) -> str:
         if rollout.response_id is not None:
             seen.add(rollout.response_id)
         if rollout.round is None:
-            attempts.append((rollout.operator, rollout.passed))
+            attempts.append((rollout.remedy, rollout.passed))
         else:
             by_round.setdefault(rollout.round, []).append(rollout.passed)
     for number, attempt in enumerate(case.attempts):
-        attempts += [(attempt.operator, passed) for passed in by_round.get(number, [])]
-        attempts += [(attempt.operator, False)] * attempt.misses
+        attempts += [(attempt.remedy, passed) for passed in by_round.get(number, [])]
+        attempts += [(attempt.remedy, False)] * attempt.misses
     if case.outcome.by == "human" and case.outcome.status in ("human", "rejected"):
         attempts.append(("human", case.outcome.status == "human"))
     diagnosis = case.diagnosis
     evidence: Evidence = "samples" if diagnosis is None else diagnosis.evidence
     features = None if diagnosis is None or diagnosis.features is None else dict(diagnosis.features)
-    line = {"v": 1, "step": case.step.id, "model": model, "task": task, "evidence": evidence}
+    line = {"schema": _SCHEMA, "step": case.step.id, "model": model, "task": task, "evidence": evidence}
     return json.dumps(line | {"features": features, "attempts": attempts}, allow_nan=False)
 
 
-def iter_log(path: str | os.PathLike[str]) -> Iterator[tuple[int, LogRow | str]]:
-    """(line number, row or what is wrong with the line), one line in memory at a time; blank lines are left out.
-
-    A step id that comes twice for one model and task is wrong the second time.
-
-    Raises:
-        ProfileError: a file that cannot be read.
-    """
-    seen: set[tuple[str, str, str]] = set()
-    try:
-        with Path(path).open("rb") as file:
-            number = 0
-            while line := file.readline(_LONGEST + 1):
-                number += 1
-                if len(line) > _LONGEST:
-                    while line and not line.endswith(b"\n"):
-                        line = file.readline(_LONGEST)
-                    yield number, f"line: longer than {_LONGEST} bytes"
-                    continue
-                if not line.strip():
-                    continue
-                row = _parse(line)
-                if isinstance(row, LogRow):
-                    key = (row.model, row.task, row.step)
-                    if key in seen:
-                        yield number, f"step: {row.step!r} was logged already for this model and task"
-                        continue
-                    seen.add(key)
-                yield number, row
-    except OSError as error:
-        raise ProfileError(f"{os.fspath(path)}: {error.strerror or error}") from error
-
-
 def read_log(path: str | os.PathLike[str], *, on_bad: OnBad = "raise") -> Log:
-    """Read what ``log_line`` wrote, one line a step.
+    """Read what ``log_line`` wrote, one line a step. A step that comes twice for one model and task is malformed.
 
     Args:
-        path: JSON lines.
+        path: JSON lines; blank lines are left out.
         on_bad: ``raise`` at the first malformed line, or ``skip`` them and name each in ``Log.bad_rows``.
 
     Raises:
         ProfileError: a file that cannot be read, no usable line, or a malformed one; names its number and field.
         ConfigError: another ``on_bad``.
     """
-    check_on_bad(on_bad)
-    rows: list[LogRow] = []
-    bad: list[BadRow] = []
-    for number, row in iter_log(path):
+    seen: set[tuple[str, str, str]] = set()
+
+    def parse(line: bytes) -> LogRow | str:
+        row = _parse(line)
         if isinstance(row, LogRow):
-            rows.append(row)
-            continue
-        if on_bad == "raise":
-            raise ProfileError(
-                f"{os.fspath(path)}: line {number}: {row}; mend it, or skip such lines (on_bad='skip')",
-                row=number,
-                column=row.split(":", 1)[0],
-            )
-        bad.append((number, row))
-    if not rows:
-        raise ProfileError(f"{os.fspath(path)}: no usable line; give at least one step")
+            if (key := (row.model, row.task, row.step)) in seen:
+                return f"step: {row.step!r} was logged already for this model and task"
+            seen.add(key)
+        return row
+
+    rows, bad = read_lines(path, parse, on_bad=on_bad, what="step")
     return Log(tuple(rows), tuple(bad))
 
 
 class _Line(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
-    v: Literal[1]
+    version: Annotated[Literal[1, 2], Field(validation_alias=AliasChoices("schema", "v"))]
     step: Annotated[str, Field(min_length=1)]
     model: Annotated[str, Field(min_length=1)]
     task: Annotated[str, Field(min_length=1)]
     evidence: Evidence
     features: dict[str, FiniteFloat] | None
-    attempts: list[tuple[Operator, bool]]
+    attempts: list[tuple[Annotated[str, Field(pattern=f"^{REMEDY_NAME.pattern}$")], bool]]
 
 
 def _parse(line: bytes) -> LogRow | str:
@@ -197,7 +153,7 @@ def _parse(line: bytes) -> LogRow | str:
         return f"{'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}"
     features = parsed.features
     if features is not None:
-        wanted = _NAMES[parsed.evidence]
-        if set(features) != set(wanted) or not all(map(math.isfinite, features.values())):
+        wanted = FEATURES.get(parsed.evidence, ())
+        if set(features) != set(wanted):
             return f"features: {sorted(features)} for {parsed.evidence} evidence; expected {sorted(wanted)} or null"
     return LogRow(parsed.step, parsed.model, parsed.task, parsed.evidence, features, tuple(parsed.attempts))

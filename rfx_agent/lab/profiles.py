@@ -1,7 +1,7 @@
-"""Failure profiles: one row per failed problem, with its features and the rescue rate of each operator.
+"""Failure profiles: one row per failed problem, with its features and the rescue rate of each remedy.
 
-The columns are those of ``shared/data/README.md``: ``cell``, ``model``, ``task``, ``problem_id``,
-``n_failed_rollouts``, the features, and one column per measured operator. Event logs are in ``lab.logs``.
+The columns are ``cell``, ``model``, ``task``, ``problem_id``, ``n_failed_rollouts``, the features, and one per measured
+remedy. A remedy of your own is known by a second column, its name with ``_attempts``. Event logs are in ``lab.logs``.
 """
 
 from __future__ import annotations
@@ -10,32 +10,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from rfx_agent._extras import need
-from rfx_agent._types import Evidence, Operator
-from rfx_agent.features import ONE_MODEL, TWO_MODEL
-from rfx_agent.lab._common import BadRow, OnBad, ProfileError, check_on_bad
-from rfx_agent.lab._rows import IDENTIFIERS, as_number, by_hand, number_check, reasons, text_check
-from rfx_agent.lab.logs import Log, LogRow, iter_log, log_line, read_log
+from rfx_agent.lab.common import FEATURES, REMEDIES, BadRow, OnBad, ProfileError, check_on_bad
+from rfx_agent.lab.rows import IDENTIFIERS, as_number, by_hand, number_check, reasons, text_check
+from rfx_agent.records import Evidence
 
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = [
-    "Log",
-    "LogRow",
-    "Profile",
-    "ProfileError",
-    "is_log",
-    "iter_log",
-    "log_line",
-    "read_log",
-    "read_profile",
-]
+__all__ = ["Profile", "is_log", "read_profile"]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -52,9 +40,9 @@ class Profile:
         cell, model, task, problem_id: identifiers; a cell is one model on one task.
         n_failed: failed rollouts that the features were averaged over, int64 of shape (n,), at least 1.
         features: per feature, float64 of shape (n,); two-model features, proxies, both or none.
-        rates: per operator, share of its attempts that passed, float64 of shape (n,), in [0, 1].
+        rates: per remedy, share of its attempts that passed, float64 of shape (n,), in [0, 1].
         bad_rows: (row number, reason) of every row that was skipped; the first row after the header is 1.
-        ignored: columns of the file that are neither features nor operators.
+        ignored: columns of the file that are neither features nor remedies.
     """
 
     cell: list[str]
@@ -73,9 +61,7 @@ class Profile:
     @property
     def evidence(self) -> Evidence:
         """The best kind of evidence that its features are."""
-        if all(name in self.features for name in TWO_MODEL):
-            return "two_model"
-        return "one_model" if all(name in self.features for name in ONE_MODEL) else "samples"
+        return next((kind for kind, names in FEATURES.items() if set(names) <= set(self.features)), "samples")
 
     @property
     def cells(self) -> list[str]:
@@ -84,8 +70,7 @@ class Profile:
 
     def matrix(self) -> Floats:
         """The features of its evidence as one array of shape (n, 3); (n, 0) for ``samples``."""
-        names = {"two_model": TWO_MODEL, "one_model": ONE_MODEL, "samples": ()}[self.evidence]
-        columns = [self.features[name] for name in names]
+        columns = [self.features[name] for name in FEATURES.get(self.evidence, ())]
         return np.stack(columns, axis=1) if columns else np.zeros((len(self), 0))
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Profile:
@@ -206,13 +191,14 @@ def _collect(pl: Any, frame: pl.LazyFrame, source: Path, on_bad: OnBad, odd: Map
 
 def _columns(pl: Any, schema: Mapping[str, Any], source: Path) -> tuple[list[str], list[str]]:
     missing = [name for name in (*IDENTIFIERS, _COUNT) if name not in schema]
-    for kind in (TWO_MODEL, ONE_MODEL):
-        there = [name for name in kind if name in schema]
-        missing += [name for name in kind if there and name not in there]
+    for names in FEATURES.values():
+        there = [name for name in names if name in schema]
+        missing += [name for name in names if there and name not in there]
     if missing:
         raise ProfileError(f"{source}: columns {missing} are missing; the file has {list(schema)}", column=missing[0])
-    features = [name for name in (*TWO_MODEL, *ONE_MODEL) if name in schema]
-    rates = [name for name in get_args(Operator) if name in schema]
+    features = [name for names in FEATURES.values() for name in names if name in schema]
+    rates = [name for name in REMEDIES if name in schema]
+    rates += [name for name in schema if name not in rates and f"{name}_attempts" in schema]
     for name in (_COUNT, *features, *rates):
         if not (schema[name].is_numeric() or schema[name] == pl.String):
             raise ProfileError(f"{source}: column {name!r} is of type {schema[name]}; give numbers", column=name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rfx_agent._errors import ConfigError
 from rfx_agent._extras import need
-from rfx_agent.lab._common import BadRow, OnBad, ProfileError, check_on_bad
+from rfx_agent.checks import among, number, whole
 from rfx_agent.lab.batches import INPUT, check_schema, features_of_batch, output_schema
+from rfx_agent.lab.common import BadRow, OnBad, ProfileError, check_on_bad, whole_file
 
 __all__ = ["Extracted", "extract", "map_batches"]
 
@@ -51,7 +50,6 @@ def extract(
     temperature: float = 0.6,
     coverage_k: int = 20,
     window: int = 8,
-    fast: bool | None = None,
     on_bad: OnBad = "raise",
 ) -> Extracted:
     """Trajectory features of every rollout in a Parquet file; see ``lab.batches`` for the columns.
@@ -65,7 +63,6 @@ def extract(
         engine: ``threads`` of this process, or ``ray`` (a cluster that is connected to, else one started here).
         workers: batches worked on at once; the machine's cores by default.
         temperature, coverage_k, window: of the features.
-        fast: whether to use the compiled kernel; by default, where numba is installed.
         on_bad: ``raise`` at the first rollout that breaks its contract, or ``skip``: it gets an error in the output.
 
     Raises:
@@ -74,14 +71,12 @@ def extract(
         OSError: a target that cannot be written.
     """
     check_on_bad(on_bad)
-    if not 1e-300 <= temperature < float("inf") or coverage_k < 1 or window < 0:
-        raise ConfigError(
-            f"temperature is {temperature!r}, coverage_k {coverage_k!r}, window {window!r}; "
-            "give a positive finite number, at least 1, and at least 0"
-        )
+    number("extract: temperature", temperature, above=1e-300)
+    whole("extract: coverage_k", coverage_k, least=1)
+    whole("extract: window", window)
     pa, pq = need("pyarrow", "lab"), need("pyarrow.parquet", "lab")
-    work = partial(features_of_batch, temperature=temperature, coverage_k=coverage_k, window=window, fast=fast)
-    goal, rows, tokens, bad = Path(target), 0, 0, []
+    work = partial(features_of_batch, temperature=temperature, coverage_k=coverage_k, window=window)
+    rows, tokens, bad = 0, 0, []
     with ExitStack() as stack:
         try:
             file = stack.enter_context(pq.ParquetFile(source, memory_map=False, pre_buffer=False))
@@ -89,21 +84,17 @@ def extract(
             raise ProfileError(f"{os.fspath(source)}: {error}") from error
         check_schema(file.schema_arrow, os.fspath(source))
         schema = output_schema(file.schema_arrow)
-        handle, partial_path = tempfile.mkstemp(prefix=f".{goal.name}.", dir=goal.parent)
-        os.close(handle)
-        stack.callback(Path(partial_path).unlink, missing_ok=True)
-        with pq.ParquetWriter(partial_path, schema) as writer:
+        part = stack.enter_context(whole_file(Path(target)))
+        with pq.ParquetWriter(part, schema) as writer:
             for done in map_batches(work, _batches(file, os.fspath(source)), engine=engine, workers=workers):
                 for i in done.column("error").is_valid().to_numpy(zero_copy_only=False).nonzero()[0].tolist():
-                    number, why = rows + i + 1, done.column("error")[i].as_py()
+                    row, why = rows + i + 1, done.column("error")[i].as_py()
                     if on_bad == "raise":
-                        raise ProfileError(f"{os.fspath(source)}: row {number}: {why}", row=number)
-                    bad.append((number, why))
+                        raise ProfileError(f"{os.fspath(source)}: row {row}: {why}", row=row)
+                    bad.append((row, why))
                 rows += len(done)
                 tokens += int(need("pyarrow.compute", "lab").sum(done.column("positions")).as_py() or 0)
                 writer.write_batch(done)
-        Path(partial_path).chmod(0o644)
-        Path(partial_path).replace(goal)
     return Extracted(rows, tokens, tuple(bad))
 
 
@@ -125,14 +116,11 @@ def map_batches(
     Raises:
         ConfigError: an engine that does not exist, workers below 1, Ray not installed.
     """
-    count = workers if workers is not None else os.cpu_count() or 1
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ConfigError(f"workers is {workers!r}; give an integer of at least 1")
+    count = whole("workers", os.cpu_count() or 1 if workers is None else workers, least=1)
+    among("engine", engine, ("threads", "ray"))
     if engine == "threads":
         return _on_threads(work, batches, count)
-    if engine == "ray":
-        return _on_ray(need("ray", "ray"), work, batches, count)
-    raise ConfigError(f"engine is {engine!r}; choose 'threads' or 'ray'")
+    return _on_ray(need("ray", "ray"), work, batches, count)
 
 
 def _on_threads(work: Callable[[Any], Any], batches: Iterable[Any], workers: int) -> Iterator[Any]:

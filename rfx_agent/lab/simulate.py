@@ -1,6 +1,6 @@
 """Policies replayed on measured failures, under budgets: what each rescues, and what it spends.
 
-Each cell is replayed on its own and every policy starts it fresh; see ``lab._replay`` for how.
+Each cell is replayed on its own and every policy starts it fresh; see ``lab.replay`` for how.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Operator
-from rfx_agent.lab._named import NAMES, ROUND, maker, parse, worth
-from rfx_agent.lab._replay import Cell, Tally, replay
-from rfx_agent.lab._summary import mean_of, summarise
+from rfx_agent.checks import whole
+from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.features import TWO_MODEL
+from rfx_agent.lab.logs import Log, LogRow
+from rfx_agent.lab.named import NAMES, ROUND, maker, parse, worth
 from rfx_agent.lab.profiles import Profile
+from rfx_agent.lab.replay import Cell, Tally, replay
 from rfx_agent.lab.scale import map_batches
-from rfx_agent.policies._population import OPERATORS
+from rfx_agent.lab.summary import mean_of, summarise
 from rfx_agent.policies.learned import LearnedPolicy
+from rfx_agent.policies.population import REMEDIES
 
 __all__ = ["NAMES", "ROUND", "Simulation", "cells_of", "simulate"]
 
@@ -33,7 +35,7 @@ class Simulation:
     Attributes:
         orders, seed, budgets, policies: what was asked.
         failures: failures per cell.
-        hopeless: of these, those that no measured operator ever rescued.
+        hopeless: of these, those that no measured remedy ever rescued.
         cells: per cell and policy, its figures (see docs/policies.md).
         mean: per policy, the mean of each figure over cells.
     """
@@ -62,38 +64,38 @@ class Simulation:
 
 
 def simulate(
-    profile: Profile,
+    source: Profile | Log,
     policies: Sequence[str] = NAMES,
     *,
     budgets: Sequence[int] = (1, 2, 3, 4, 6, 8),
     orders: int = 200,
     seed: int = 0,
     learned: LearnedPolicy | None = None,
-    costs: Mapping[Operator, float] | None = None,
+    costs: Mapping[str, float] | None = None,
     workers: int = 1,
     engine: str = "threads",
 ) -> Simulation:
-    """Replay ``policies`` on ``profile``, prequentially, in ``orders`` seeded orders.
+    """Replay ``policies`` on ``source``, prequentially, in ``orders`` seeded orders.
 
     Args:
-        profile: measured rescue rates; they are taken for the truth, noise and all.
+        source: measured rescue rates; they are taken for the truth, noise and all. See ``cells_of`` for a log's.
         policies: names (see ``NAMES``). ``retry`` is always played, because differences are against it.
         budgets: attempts per failure at which rescue is read.
         orders: orders per cell.
         seed: of orders, outcomes and intervals.
         learned: the policy behind ``learned`` and ``learned:PRICE``; with the built-in prior and no price by default.
-        costs: cost of one attempt per operator, for the figures of cost; 1 by default.
+        costs: cost of one attempt per remedy, for the figures of cost; 1 by default.
         workers: threads, or Ray's workers. The result does not depend on their number.
         engine: ``threads`` or ``ray``; the results are the same.
 
     Raises:
-        ConfigError: names, budgets or counts that cannot work; a profile without operators that a policy needs.
+        ConfigError: names, budgets or counts that cannot work; a source without remedies that a policy needs.
     """
     _check(policies, budgets, orders, workers)
     chosen = tuple(dict.fromkeys(("retry", *policies)))
     base = learned or LearnedPolicy(worth=worth(costs or {}, rescue=1e9))
-    price = np.array([(costs or {}).get(op, 1.0) for op in OPERATORS])
-    cells = cells_of(profile)
+    price = np.array([(costs or {}).get(op, 1.0) for op in REMEDIES])
+    cells = cells_of(source)
     makers = {name: maker(name, base, max(budgets), costs or {}) for name in chosen}
     depth = max(budgets)
 
@@ -123,7 +125,7 @@ def simulate(
         name: mean_of(
             [figures[cell.name][name] for cell in cells],
             [(tallies[i, name], tallies[i, "retry"]) for i in range(len(cells))],
-            [cell.rates[:, OPERATORS.index("retry")] for cell in cells],
+            [cell.rates[:, REMEDIES.index("retry")] for cell in cells],
             budgets,
             np.random.default_rng([seed, len(cells)]),
         )
@@ -141,31 +143,58 @@ def simulate(
     )
 
 
-def cells_of(profile: Profile) -> list[Cell]:
-    """The profile, cell by cell.
+def cells_of(source: Profile | Log) -> list[Cell]:
+    """A profile or a log, cell by cell.
+
+    Of a log, the failures count. Its few attempts say little of one failure: each rate is pulled to the remedy's mean
+    in the cell, as one more attempt would pull it, and is that mean where the remedy was not tried.
 
     Raises:
         ConfigError: no measured ``retry``.
     """
-    if "retry" not in profile.rates:
-        raise ConfigError("the profile has no column 'retry'; every policy is held against it")
-    available = np.array([op in profile.rates for op in OPERATORS])
+    cells = _of_profile(source) if isinstance(source, Profile) else _of_log(source.rows)
+    if lacking := [cell.name for cell in cells if not cell.available[REMEDIES.index("retry")]]:
+        raise ConfigError(f"nothing was measured of 'retry' in {lacking[0]}; every policy is held against it")
+    if not cells:
+        raise ConfigError("no step of this log failed; there is nothing to play on")
+    return cells
+
+
+def _of_profile(profile: Profile) -> list[Cell]:
+    available = np.array([op in profile.rates for op in REMEDIES])
     names = np.array(profile.cell)
+    nothing = np.zeros(len(profile))
+    rates = np.stack([profile.rates.get(op, nothing) for op in REMEDIES], axis=1)
     found = []
-    for name in dict.fromkeys(profile.cell):
+    for name in profile.cells:
         at = names == name
-        nothing = np.zeros(int(at.sum()))
-        rates = np.stack([profile.rates[op][at] if op in profile.rates else nothing for op in OPERATORS], axis=1)
         features = {feature: column[at] for feature, column in profile.features.items()}
-        found.append(Cell(name, rates.astype(np.float64), available, features))
+        found.append(Cell(name, rates[at].astype(np.float64), available, features))
+    return found
+
+
+def _of_log(rows: Sequence[LogRow]) -> list[Cell]:
+    groups: dict[str, list[LogRow]] = {}
+    for row in rows:
+        if row.failed:
+            groups.setdefault(f"{row.model}|{row.task}", []).append(row)
+    found = []
+    for name, failed in groups.items():
+        tallies = np.array([[row.tally(op) for op in REMEDIES] for row in failed], dtype=np.float64)
+        tries, passes = tallies[..., 0], tallies[..., 1]
+        mean = passes.sum(axis=0) / np.maximum(tries.sum(axis=0), 1)
+        known = [row.features for row in failed if row.evidence == "two_model" and row.features is not None]
+        features = {f: np.array([x[f] for x in known]) for f in TWO_MODEL} if len(known) == len(failed) else {}
+        found.append(Cell(name, (passes + mean) / (tries + 1), tries.sum(axis=0) > 0, features))
     return found
 
 
 def _check(policies: Sequence[str], budgets: Sequence[int], orders: int, workers: int) -> None:
     for name in policies:
         parse(name)
-    if not budgets or any(isinstance(b, bool) or not isinstance(b, int) or not 1 <= b <= 60 for b in budgets):
-        raise ConfigError(f"budgets is {list(budgets)!r}; give attempts per failure, each from 1 to 60")
-    for what, value in (("orders", orders), ("workers", workers)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{what} is {value!r}; give an integer of at least 1")
+    if not budgets:
+        raise ConfigError("budgets is empty; give attempts per failure, each from 1 to 60")
+    for i, budget in enumerate(budgets):
+        whole(f"budgets[{i}]", budget, least=1, most=60)
+    whole("orders", orders, least=1)
+    whole("workers", workers, least=1)

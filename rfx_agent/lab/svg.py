@@ -1,6 +1,12 @@
 """The report's pictures as inline SVG: no script, no request, colours from the page's style sheet.
 
 Every text that goes in is escaped. A picture is 420 units wide, so that its 12-unit letters stay readable on a phone.
+
+Tried in place of these 138 lines of code, on the report of 744 failures (58 KB of pictures):
+
+- matplotlib's SVG backend: 49 lines, 100 MB more to install, 1 s to import, 169 KB. Its SVG is full of styles, links
+  and ``url()``, which the page's policy forbids, and does not follow the page into the dark.
+- Vega-Lite by ``vl-convert-python``: 119 lines, 84 MB more to install, 0.6 s to start, 190 KB. It keeps the policy.
 """
 
 from __future__ import annotations

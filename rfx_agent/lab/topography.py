@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent._errors import ConfigError
 from rfx_agent._extras import need
+from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.zscore import zscore
 from rfx_agent.lab.profiles import Profile
-from rfx_agent.numerics.zscore import zscore
 
 __all__ = ["GAIN", "REGIMES", "STOCHASTIC", "Clusters", "Plane", "clusters_of", "plane_of", "regimes_of", "steerable"]
 
@@ -21,7 +21,7 @@ STOCHASTIC = 0.5
 """Retry rate from which plain resampling is held to suffice."""
 
 GAIN = 0.05
-"""What the best other operator must add to the retry rate for a failure to be worth steering (arXiv 2606.05145)."""
+"""What the best other remedy must add to the retry rate for a failure to be worth steering (arXiv 2606.05145)."""
 
 REGIMES = ("stochastic", "structural", "out_of_reach")
 
@@ -30,14 +30,14 @@ _SMALLEST = 12  # failures below which clusters mean nothing
 
 
 def steerable(profile: Profile) -> npt.NDArray[np.bool_]:
-    """The paper's gate, shape (n,): retry at most 0.5, and the best other operator at least 0.05 above it.
+    """The paper's gate, shape (n,): retry at most 0.5, and the best other remedy at least 0.05 above it.
 
     Raises:
-        ConfigError: a profile without ``retry`` or without any other operator.
+        ConfigError: a profile without ``retry`` or without any other remedy.
     """
     others = [rate for name, rate in profile.rates.items() if name not in _NOT_STEERED]
     if "retry" not in profile.rates or not others:
-        raise ConfigError(f"the profile has rates of {list(profile.rates)}; regimes need retry and another operator")
+        raise ConfigError(f"the profile has rates of {list(profile.rates)}; regimes need retry and another remedy")
     retry = profile.rates["retry"]
     # Rates are rounded quotients: without the slack 0.55 would not be 0.05 above 0.5.
     gate: npt.NDArray[np.bool_] = (retry <= STOCHASTIC) & (np.max(others, axis=0) - retry >= GAIN - 1e-9)
@@ -124,7 +124,7 @@ class Clusters:
 def clusters_of(
     features: Floats, groupings: dict[str, list[str]], *, most: int = 8, bootstraps: int = 30, seed: int = 0
 ) -> Clusters | None:
-    """Find clusters, and ask how much they owe to the very failures that were seen; None for too few failures.
+    """Find clusters, and measure how much they depend on the sample of failures. None for too few failures.
 
     Args:
         features: shape (n, d).

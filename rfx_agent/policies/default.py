@@ -1,6 +1,6 @@
 """The default policy: the paper's gate, the paper's rule where its features hold, and posteriors elsewhere.
 
-The gate and the rule are those of arXiv 2606.05145. Turning an operator into a route of an agent graph (a person, a
+The gate and the rule are those of arXiv 2606.05145. Turning a remedy into a route of an agent graph (a person, a
 tool, a budget) is ours: a hypothesis that the policy lab measures, not the paper's claim.
 """
 
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import get_args
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._records import Decision, Diagnosis, Regime, Route
-from rfx_agent._types import Operator
-from rfx_agent.budgets import Ledger
-from rfx_agent.numerics.posterior import mean
-from rfx_agent.policies._base import ROUTES, draft, settled
-from rfx_agent.routing import RoutingRule, operator_of
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.case import Decision, Diagnosis, Regime
+from rfx_agent.checks import number, share
+from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.posterior import mean
+from rfx_agent.evidence.routing import RoutingRule, operator_of
+from rfx_agent.policies.base import ROUTES, draft, settled
 
 __all__ = ["DefaultPolicy"]
 
-_WORDS: Mapping[Operator, str] = {
+_WORDS: Mapping[str, str] = {
     "retry": "another draw",
     "local_temp": "a draw at a lifted temperature",
     "tool": "a check with the tool",
@@ -32,14 +31,14 @@ _WORDS: Mapping[Operator, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefaultPolicy:
-    """Accept, escalate, resample, or the operator that the evidence names, in that order.
+    """Accept, escalate, resample, or the remedy that the evidence names, in that order.
 
     Attributes:
         rule: the paper's rule, for features that may route.
         gate: a failure is stochastic when one more draw passes with more than this probability (the paper's 0.5).
-        margin: how much better another operator must be expected to do (the paper's 0.05).
+        margin: how much better another remedy must be expected to do (the paper's 0.05).
         floor: below this expected rescue an option is not worth its cost (ours).
-        rounds: most rounds per operator on one failure (ours); those not named have one. A further round must
+        rounds: most rounds per remedy on one failure (ours); those not named have one. A further round must
             differ from the last: plain draws have new seeds, a program is written anew.
         lifted_temperature: decode temperature of ``local_temp``.
     """
@@ -54,14 +53,12 @@ class DefaultPolicy:
 
     def __post_init__(self) -> None:
         for name in ("gate", "margin", "floor"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
-                raise ConfigError(f"policy: {name} is {value!r}; it is a probability, give one in [0, 1]")
-        if not self.lifted_temperature > 0:
+            share(f"policy: {name}", getattr(self, name))
+        number("policy: lifted_temperature", self.lifted_temperature, above=0)
+        if unknown := sorted(set(self.rounds) - set(ROUTES)):
             raise ConfigError(
-                f"policy: lifted_temperature is {self.lifted_temperature!r}; give one above 0, such as 1.0"
+                f"policy: rounds names an unknown remedy {unknown[0]!r}; give some of {', '.join(ROUTES)}"
             )
-        if unknown := sorted(set(self.rounds) - set(get_args(Operator))):
-            raise ConfigError(f"policy: rounds names an unknown operator {unknown[0]!r}")
 
     def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
         """The next route (see the class)."""
@@ -88,7 +85,7 @@ class DefaultPolicy:
                 f"below the floor of {self.floor:.0%}.",
                 regime="out_of_reach",
             )
-        others: list[Operator] = [op for op in options if op != "retry"]
+        others: list[str] = [op for op in options if op != "retry"]
         other = max(others, key=lambda op: rescue[op], default=None)
         structural = (
             other is not None and rescue["retry"] <= self.gate and rescue[other] - rescue["retry"] >= self.margin
@@ -97,10 +94,10 @@ class DefaultPolicy:
             return self._resample(diagnosis, ledger, rescue, other)
         return self._structural(diagnosis, ledger, rescue, others or options, structural=structural)
 
-    def _left(self, diagnosis: Diagnosis, operator: Operator) -> bool:
-        return diagnosis.tried.get(operator, 0) < self.rounds.get(operator, 1)
+    def _left(self, diagnosis: Diagnosis, remedy: str) -> bool:
+        return diagnosis.tried.get(remedy, 0) < self.rounds.get(remedy, 1)
 
-    def _resample(self, d: Diagnosis, ledger: Ledger, rescue: Mapping[str, float], other: Operator | None) -> Decision:
+    def _resample(self, d: Diagnosis, ledger: Ledger, rescue: Mapping[str, float], other: str | None) -> Decision:
         against = (
             "and nothing else is left to try"
             if other is None
@@ -114,7 +111,7 @@ class DefaultPolicy:
         d: Diagnosis,
         ledger: Ledger,
         rescue: Mapping[str, float],
-        options: list[Operator],
+        options: list[str],
         *,
         structural: bool,
     ) -> Decision:
@@ -123,25 +120,25 @@ class DefaultPolicy:
         if d.routable and d.z is not None and all(name in d.z for name in self.rule.operators):
             asked = operator_of(d.z, self.rule)
             why = f"the rule asks for {_WORDS[asked]}"
-        operator, reason = self._operator(asked, rescue, options)
-        if asked is not None and operator != asked:
-            why += f", which is not to be had, so {_WORDS[operator]} stands in"
-        sentence = f"{chance}: {why}: {_WORDS[operator]} ({rescue[operator]:.0%})."
+        remedy, reason = self._operator(asked, rescue, options)
+        if asked is not None and remedy != asked:
+            why += f", which is unavailable, so {_WORDS[remedy]} takes its place"
+        sentence = f"{chance}: {why}: {_WORDS[remedy]} ({rescue[remedy]:.0%})."
         return self._decision(
             d,
             ledger,
             rescue,
-            ROUTES[operator],
-            operator,
+            ROUTES[remedy],
+            remedy,
             "structural" if structural else "stochastic",
             reason,
             sentence,
             # A sparse stand-in checks the step at the junction; a dense one redoes the whole solution.
-            from_junction=operator == "local_temp" or (operator == "tool" and asked == "sparse_steer"),
+            from_junction=remedy == "local_temp" or (remedy == "tool" and asked == "sparse_steer"),
         )
 
     @staticmethod
-    def _operator(asked: Operator | None, rescue: Mapping[str, float], options: list[Operator]) -> tuple[Operator, str]:
+    def _operator(asked: str | None, rescue: Mapping[str, float], options: list[str]) -> tuple[str, str]:
         if asked in options and asked is not None:
             return asked, f"rule:{asked}"
         if asked is not None and "tool" in options:
@@ -165,8 +162,8 @@ class DefaultPolicy:
         d: Diagnosis,
         ledger: Ledger,
         rescue: Mapping[str, float],
-        route: Route,
-        operator: Operator | None,
+        route: str,
+        remedy: str | None,
         regime: Regime | None,
         reason: str,
         sentence: str,
@@ -178,11 +175,11 @@ class DefaultPolicy:
             d,
             ledger,
             route,
-            operator,
+            remedy,
             reason,
             sentence,
             expected=rescue,
             regime=regime,
-            temperature=self.lifted_temperature if operator == "local_temp" else None,
+            temperature=self.lifted_temperature if remedy == "local_temp" else None,
             from_junction=from_junction,
         )

@@ -1,6 +1,6 @@
 """A policy that learns which attempts pay on this deployment's failures, and when to stop.
 
-Ours; what was tried and what it reaches is in docs/policies.md. The model is in ``_population``: a posterior over
+Ours; what was tried and what it reaches is in docs/policies.md. The model is in ``population``: a posterior over
 what kind of failure this is, under hypotheses on the population that the outcomes so far have weighed.
 """
 
@@ -13,27 +13,24 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._records import Decision, Diagnosis, Regime
-from rfx_agent._types import Operator
-from rfx_agent.budgets import Ledger
-from rfx_agent.case import Case
-from rfx_agent.policies._base import ROUTES, draft, settled
-from rfx_agent.policies._belief import Belief
-from rfx_agent.policies._population import OPERATORS, PopulationPrior, Tries, hypotheses, predict, weigh
-from rfx_agent.policies._seen import seen_in
-from rfx_agent.policies._store import PolicyStore
-from rfx_agent.policies._worth import Worth, choose
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.case import Case, Decision, Diagnosis, Regime
+from rfx_agent.checks import among, number, whole
+from rfx_agent.policies.base import ROUTES, draft, settled
+from rfx_agent.policies.belief import Belief, seen_in
+from rfx_agent.policies.population import REMEDIES, PopulationPrior, Tries, hypotheses, predict, weigh
+from rfx_agent.policies.store import PolicyStore
+from rfx_agent.policies.worth import Worth, choose
 
 __all__ = ["LearnedPolicy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedPolicy:
-    """Takes the operator with the best expected rescue per cost, and escalates when none is worth its cost.
+    """Takes the remedy with the best expected rescue per cost, and escalates when none is worth its cost.
 
     Pure given its belief. Learning returns a new policy; workers share a belief through a ``PolicyStore``, because
-    beliefs add up. Trajectory features do not choose operators here: on the published failures they did not pay.
+    beliefs add up. Trajectory features do not choose remedies here: on the published failures they did not pay.
 
     Attributes:
         belief: the outcomes that it has learned from.
@@ -41,9 +38,9 @@ class LearnedPolicy:
         prior: what is believed before any outcome.
         memory: failures that the belief may count as, at most: the hypotheses are a sketch of the truth, and
             without a bound one of them would be taken for certain.
-        explore: attempts of an operator, over all failures, below which it is not given up as not worth its cost; on
+        explore: attempts of a remedy, over all failures, below which it is not given up as not worth its cost; on
             one failure it is then tried once.
-        per_round: attempts that one round of an operator makes, where it is not 1 (``Recovery.resample_draws``).
+        per_round: attempts that one round of a remedy makes, where it is not 1 (``Recovery.resample_draws``).
         lifted_temperature: decode temperature of ``local_temp``.
 
     Raises:
@@ -55,22 +52,17 @@ class LearnedPolicy:
     prior: PopulationPrior = field(default_factory=PopulationPrior)
     memory: float = 1000.0
     explore: int = 10
-    per_round: Mapping[Operator, int] = field(default_factory=lambda: {"local_temp": 4})
+    per_round: Mapping[str, int] = field(default_factory=lambda: {"local_temp": 4})
     lifted_temperature: float = 1.0
     version: str = field(default="learned/1", init=False)
 
     def __post_init__(self) -> None:
-        if not self.memory > 0:
-            raise ConfigError(f"policy: memory is {self.memory!r}; give a number of failures above 0")
-        if isinstance(self.explore, bool) or not isinstance(self.explore, int) or self.explore < 0:
-            raise ConfigError(f"policy: explore is {self.explore!r}; give a whole number of at least 0")
-        if not self.lifted_temperature > 0:
-            raise ConfigError(
-                f"policy: lifted_temperature is {self.lifted_temperature!r}; give one above 0, such as 1.0"
-            )
-        for operator, n in self.per_round.items():
-            if operator not in ROUTES or isinstance(n, bool) or not isinstance(n, int) or n < 1:
-                raise ConfigError(f"policy: per_round[{operator!r}] is {n!r}; give attempts of an operator, at least 1")
+        number("policy: memory", self.memory, above=0, finite=False)
+        whole("policy: explore", self.explore)
+        number("policy: lifted_temperature", self.lifted_temperature, above=0)
+        for remedy, n in self.per_round.items():
+            among("policy: a remedy of per_round", remedy, tuple(ROUTES))
+            whole(f"policy: per_round[{remedy!r}]", n, least=1)
 
     def learn(self, case: Case) -> LearnedPolicy:
         """With the outcome of one finished case. The candidate is left out: it failed by selection, not by chance."""
@@ -80,11 +72,11 @@ class LearnedPolicy:
         """With the belief that all workers of ``store`` share."""
         return replace(self, belief=store.load())
 
-    def expected(self, tries: Mapping[Operator, int]) -> dict[Operator, float]:
-        """Per operator, the probability that one more attempt rescues a failure on which ``tries`` failed."""
-        counts = tuple(tries.get(op, 0) for op in OPERATORS)
+    def expected(self, tries: Mapping[str, int]) -> dict[str, float]:
+        """Per remedy, the probability that one more attempt rescues a failure on which ``tries`` failed."""
+        counts = tuple(tries.get(op, 0) for op in REMEDIES)
         rescue = predict(self._weights(), hypotheses(self.prior).table(counts))[0]
-        return {op: float(p) for op, p in zip(OPERATORS, rescue, strict=True)}
+        return {op: float(p) for op, p in zip(REMEDIES, rescue, strict=True)}
 
     def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
         """The next route (see the class)."""
@@ -92,19 +84,19 @@ class LearnedPolicy:
             return decision
         tries = self._tries(diagnosis)
         rescue = self.expected(tries)
-        had = [op for op in OPERATORS if op in diagnosis.cost]
+        had = [op for op in REMEDIES if op in diagnosis.cost]
         if not had:
-            sentence = "No operator is to be had."
+            sentence = "No remedy is available."
             return draft(self, diagnosis, ledger, "escalate", "human", "no_route", sentence, expected=rescue)
         options = [op for op in had if not ledger.shortfall(diagnosis.cost[op])]
         if not options:
             cap = ledger.shortfall(diagnosis.cost[had[0]])[0]
             sentence = f"The budget has too few {cap} left."
             return draft(self, diagnosis, ledger, "escalate", "human", f"budget:{cap}", sentence, expected=rescue)
-        available = np.array([op in options for op in OPERATORS])
+        available = np.array([op in options for op in REMEDIES])
         made = self.belief.attempts()
-        untested = np.array([[made.get(op, 0) < self.explore and not tries.get(op, 0) for op in OPERATORS]])
-        chosen = int(choose(np.array([[rescue[op] for op in OPERATORS]]), self.worth, available, untested)[0])
+        untested = np.array([[made.get(op, 0) < self.explore and not tries.get(op, 0) for op in REMEDIES]])
+        chosen = int(choose(np.array([[rescue[op] for op in REMEDIES]]), self.worth, available, untested)[0])
         failed = sum(tries.values())
         so_far = f"{failed} attempts failed" if failed != 1 else "1 attempt failed"
         if chosen < 0:
@@ -121,30 +113,30 @@ class LearnedPolicy:
                 expected=rescue,
                 regime="out_of_reach",
             )
-        operator = OPERATORS[chosen]
+        remedy = REMEDIES[chosen]
         sentence = (
-            f"{so_far}: {operator} rescues with {rescue[operator]:.0%}, the best for its cost, "
+            f"{so_far}: {remedy} rescues with {rescue[remedy]:.0%}, the best for its cost, "
             f"going by {self.belief.failures:g} failures before."
         )
         # As the default policy says it: another draw suffices, or something else is needed.
-        regime: Regime = "stochastic" if operator == "retry" else "structural"
+        regime: Regime = "stochastic" if remedy == "retry" else "structural"
         return draft(
             self,
             diagnosis,
             ledger,
-            ROUTES[operator],
-            operator,
-            f"learned:{operator}",
+            ROUTES[remedy],
+            remedy,
+            f"learned:{remedy}",
             sentence,
             expected=rescue,
             regime=regime,
-            temperature=self.lifted_temperature if operator == "local_temp" else None,
+            temperature=self.lifted_temperature if remedy == "local_temp" else None,
         )
 
-    def _tries(self, d: Diagnosis) -> dict[Operator, int]:
-        """Failed attempts per operator. The first draw opened the case, so it is no attempt."""
-        tries: dict[Operator, int] = {"retry": max(0, d.draws - d.passes - 1)}
-        for op in OPERATORS:
+    def _tries(self, d: Diagnosis) -> dict[str, int]:
+        """Failed attempts per remedy. The first draw opened the case, so it is no attempt."""
+        tries: dict[str, int] = {"retry": max(0, d.draws - d.passes - 1)}
+        for op in REMEDIES:
             if op != "retry" and (rounds := d.tried.get(op, 0)):
                 tries[op] = rounds * self.per_round.get(op, 1)
         return tries
@@ -163,8 +155,8 @@ def _evidence(belief: Belief, prior: PopulationPrior) -> npt.NDArray[np.float64]
     """Log-likelihood of everything in ``belief`` under each hypothesis, shape (H,)."""
     worlds = hypotheses(prior)
     total = np.zeros(worlds.size)
-    for (failed, by), n in belief.remedies.items():
-        counts: dict[Operator, int] = dict(failed)
-        tries: Tries = tuple(counts.get(op, 0) for op in OPERATORS)
-        total += n * worlds.log_likelihood(tries, len(OPERATORS) if by is None else OPERATORS.index(by))
+    for (failed, by), n in belief.histories.items():
+        counts: dict[str, int] = dict(failed)
+        tries: Tries = tuple(counts.get(op, 0) for op in REMEDIES)
+        total += n * worlds.log_likelihood(tries, len(REMEDIES) if by is None else REMEDIES.index(by))
     return total

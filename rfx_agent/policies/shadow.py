@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rfx_agent._errors import is_control_flow
-from rfx_agent._records import Decision, Diagnosis
-from rfx_agent.budgets import Ledger
-from rfx_agent.policies._base import Policy
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.case import Decision, Diagnosis
+from rfx_agent.errors import is_control_flow
+from rfx_agent.policies.base import Policy
 
 __all__ = ["Difference", "ShadowPolicy", "log_difference"]
 
@@ -24,7 +24,7 @@ class Difference:
 
     Attributes:
         step_id: the step.
-        attempts: rounds made on it so far, over all operators.
+        attempts: rounds made on it so far, over all remedies.
         acting: what was done.
         shadow: what the shadow would have done; None where it failed.
         error: kind and message of its failure, or "".
@@ -56,7 +56,7 @@ def log_difference(difference: Difference) -> None:
 class ShadowPolicy:
     """Returns the acting policy's decision, as it is, and reports where the shadow's is another.
 
-    Two decisions differ when their routes or operators do. What the shadow or the hook raises is logged and goes no
+    Two decisions differ when their routes or remedies do. What the shadow or the hook raises is logged and goes no
     further; only LangGraph's own control flow passes through.
 
     Attributes:
@@ -85,7 +85,7 @@ class ShadowPolicy:
                 raise
             error = f"{type(raised).__name__}: {raised}"
         try:
-            if shadow is None or (shadow.route, shadow.operator) != (acting.route, acting.operator):
+            if shadow is None or (shadow.route, shadow.remedy) != (acting.route, acting.remedy):
                 attempts = sum(diagnosis.tried.values())
                 self.on_difference(Difference(diagnosis.step_id, attempts, acting, shadow, error))
         except Exception as raised:
@@ -99,7 +99,7 @@ def _brief(decision: Decision) -> dict[str, Any]:
     return {
         "policy": decision.policy,
         "route": decision.route,
-        "operator": decision.operator,
+        "remedy": decision.remedy,
         "reason": decision.reason,
-        "expected": None if decision.operator is None else decision.expected.get(decision.operator),
+        "expected": None if decision.remedy is None else decision.expected.get(decision.remedy),
     }

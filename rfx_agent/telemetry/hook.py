@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rfx_agent._errors import ConfigError
+from rfx_agent.checks import number, whole
+from rfx_agent.errors import ConfigError
 from rfx_agent.events import Event
 
 if TYPE_CHECKING:
@@ -66,13 +67,11 @@ class Telemetry:
     ) -> None:
         if system == "":
             raise ConfigError("Telemetry: system is ''; give the provider's name ('openai', ...), or None")
-        if isinstance(most_open, bool) or not isinstance(most_open, int) or most_open < 1:
-            raise ConfigError(f"Telemetry: most_open is {most_open!r}; give a number of steps, at least 1")
-        if not idle > 0:
-            raise ConfigError(f"Telemetry: idle is {idle!r}; give seconds above 0")
+        whole("Telemetry: most_open", most_open, least=1)
+        number("Telemetry: idle", idle, above=0, finite=False, unit="seconds")
         try:
-            from rfx_agent.telemetry._instruments import Instruments
-            from rfx_agent.telemetry._steps import Steps
+            from rfx_agent.telemetry.instruments import Instruments
+            from rfx_agent.telemetry.steps import Steps
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "opentelemetry":
                 raise

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import json
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from rfx_agent._errors import ConfigError, ToolInputError, is_control_flow
-from rfx_agent._types import Message, Spend, Step, ToolResult
-from rfx_agent.tools._prompts import begun, clip, fenced_blocks, problem_text, quoted
+from rfx_agent.checks import number, whole
+from rfx_agent.engine.drive import TimedOut, within
+from rfx_agent.errors import ConfigError, ToolInputError, is_control_flow
+from rfx_agent.ports import Tool
+from rfx_agent.records import Message, Spend, Step, ToolResult
+from rfx_agent.tools.prompts import begun, clip, fenced_blocks, problem_text, quoted
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -56,7 +57,7 @@ JSON schema of its arguments:
 Reply with one corrected JSON object that holds the tool's arguments, and nothing else."""
 
 
-class LangChainTool:
+class LangChainTool(Tool):
     """Puts a LangChain tool in the place of ``ProgramTool``: what it returns is the answer, to be verified.
 
     Args:
@@ -68,6 +69,18 @@ class LangChainTool:
         name: what the tool is called in records; by default the tool's own name.
 
     What the tool raises is a ``ToolResult`` with ``error``; what steers LangGraph (an interrupt) passes through.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> from langchain_core.tools import tool
+        >>> @tool
+        ... def multiply(a: int, b: int) -> int:
+        ...     "Multiply two numbers."
+        ...     return a * b
+        >>> LangChainTool(multiply).run('{"a": 6, "b": 7}').answer
+        '42'
     """
 
     def __init__(
@@ -85,13 +98,9 @@ class LangChainTool:
             raise ConfigError(
                 f"LangChainTool: tool is {tool!r}; give a langchain_core BaseTool (decorate a function with @tool)"
             )
-        if not 0 < seconds <= 86400:
-            raise ConfigError(f"LangChainTool: seconds is {seconds!r}; give a number above 0, at most 86400")
-        if output < 1:
-            raise ConfigError(f"LangChainTool: output is {output!r}; give the number of characters to keep, at least 1")
         self.tool = tool
-        self.seconds = seconds
-        self.output = output
+        self.seconds = number("LangChainTool: seconds", seconds, above=0)
+        self.output = whole("LangChainTool: output", output, least=1)
         self.name = name or tool.name
         self.bound = Spend(tool_seconds=seconds)
         self._answer = answer
@@ -105,6 +114,9 @@ class LangChainTool:
             schema = arguments if isinstance(arguments, dict) else arguments.schema()
         self._required = tuple(schema.get("required", ()))
         self._schema = json.dumps(schema, ensure_ascii=False)
+
+    def __repr__(self) -> str:
+        return f"LangChainTool({self.tool.name!r}, seconds={self.seconds:g}, name={self.name!r})"
 
     def prompt(self, step: Step, *, prefix: str | None = None) -> tuple[Message, ...]:
         """Messages that ask for the tool's arguments; ``prefix`` is shown as work of unknown worth."""
@@ -141,21 +153,11 @@ class LangChainTool:
     def run(self, source: str) -> ToolResult:
         """Run the tool with the arguments that ``parse`` found."""
         began = time.perf_counter()
-        done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        context = contextvars.copy_context()
-
-        def work() -> None:
-            try:
-                done.put((context.run(self.tool.invoke, self._call(source)), None))
-            except BaseException as error:  # noqa: BLE001  # handed to the thread that waits
-                done.put((None, error))
-
-        threading.Thread(target=work, name=f"rfx-tool-{self.name}", daemon=True).start()
         try:
-            value, error = done.get(timeout=self.seconds)
-        except queue.Empty:
+            value = within(min(self.seconds, threading.TIMEOUT_MAX), self.tool.invoke, self._call(source))
+        except TimedOut:
             return self._late(began)
-        if error is not None:
+        except BaseException as error:  # noqa: BLE001  # what a tool raises is data; control flow is raised again
             return self._failed(error, began)
         return self._result(value, began)
 

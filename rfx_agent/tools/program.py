@@ -9,9 +9,10 @@ import re
 import textwrap
 from typing import Any
 
-from rfx_agent._errors import ConfigError, ToolInputError
-from rfx_agent._types import Message, Spend, Step, ToolResult
-from rfx_agent.tools._prompts import begun, fenced_blocks, problem_text, quoted
+from rfx_agent.errors import ConfigError, ToolInputError
+from rfx_agent.ports import Tool
+from rfx_agent.records import Message, Spend, Step, ToolResult
+from rfx_agent.tools.prompts import begun, fenced_blocks, problem_text, quoted
 from rfx_agent.tools.sandbox import Sandbox
 
 __all__ = ["ProgramTool"]
@@ -54,7 +55,7 @@ are imported already. There are no others, no input() and no files. Reply with o
 else."""
 
 
-class ProgramTool:
+class ProgramTool(Tool):
     """Asks the model for a short Python program and runs it in a sandbox.
 
     Args:
@@ -64,17 +65,27 @@ class ProgramTool:
 
     The prompt is made of the step's original messages and never of a sampled answer: the cost of asking does not
     grow with the failures, and a wrong answer cannot talk the next one into itself.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> ProgramTool().parse("```python\\nanswer = 6 * 7\\n```")
+        'answer = 6 * 7'
     """
 
     def __init__(self, *, sandbox: Sandbox | None = None, answer_name: str = "answer", name: str = "program") -> None:
         if not answer_name.isidentifier():
             raise ConfigError(f"ProgramTool: answer_name is {answer_name!r}; give a Python identifier")
         if not name:
-            raise ConfigError("ProgramTool: name is ''; give a name for records and messages")
+            raise ConfigError(f"ProgramTool: name is {name!r}; give a name for records and messages")
         self.sandbox = sandbox if sandbox is not None else Sandbox()
         self.answer_name = answer_name
         self.name = name
         self.bound = Spend(tool_seconds=self.sandbox.hard_seconds)
+
+    def __repr__(self) -> str:
+        return f"ProgramTool(sandbox={self.sandbox!r}, answer_name={self.answer_name!r}, name={self.name!r})"
 
     def prompt(self, step: Step, *, prefix: str | None = None) -> tuple[Message, ...]:
         """Messages that ask for a program; ``prefix`` is shown as work of unknown worth."""
@@ -113,10 +124,6 @@ class ProgramTool:
     def run(self, source: str) -> ToolResult:
         """Run the program; see ``Sandbox.run``."""
         return self.sandbox.run(source, answer_name=self.answer_name)
-
-    async def arun(self, source: str) -> ToolResult:
-        """The same, without blocking the event loop."""
-        return await self.sandbox.arun(source, answer_name=self.answer_name)
 
     def _fill(self, template: str, step: Step, **values: Any) -> str:
         problem = quoted("problem", problem_text(step))

@@ -12,12 +12,14 @@ import re
 import threading
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rfx_agent._closing import Closing
-from rfx_agent._errors import ConfigError, ToolError
-from rfx_agent._types import ToolResult
-from rfx_agent.tools._prompts import clip
+from rfx_agent.checks import number, whole
+from rfx_agent.errors import ConfigError, ToolError
+from rfx_agent.records import ToolResult
+from rfx_agent.tools.prompts import clip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +49,14 @@ class Sandbox(Closing):
     The modules collections, datetime, decimal, functools, itertools, json, math, random and re are imported already.
     ``random`` starts from a fixed seed, so that a program gives the same answer again. The clock is real, in UTC.
     A worker that meets its memory limit says so in one line on stderr; that is Monty's doing.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> with Sandbox() as sandbox:
+        ...     sandbox.run("answer = 4721 * 389").answer
+        '1836469'
     """
 
     def __init__(
@@ -58,21 +68,11 @@ class Sandbox(Closing):
         recursion: int = 1000,
         workers: int | None = None,
     ) -> None:
-        if not 0 < seconds <= 3600:
-            raise ConfigError(f"Sandbox: seconds is {seconds!r}; give a number above 0, at most 3600")
-        if memory < 1024 * 1024:
-            raise ConfigError(f"Sandbox: memory is {memory!r} bytes; give at least 1048576 (1 MiB)")
-        if output < 1:
-            raise ConfigError(f"Sandbox: output is {output!r}; give the number of characters to keep, at least 1")
-        if not 1 <= recursion <= 1000:
-            raise ConfigError(f"Sandbox: recursion is {recursion!r}; give a depth between 1 and 1000")
-        if workers is not None and workers < 1:
-            raise ConfigError(f"Sandbox: workers is {workers!r}; give at least 1, or None for the default")
-        self.seconds = seconds
-        self.memory = memory
-        self.output = output
-        self.recursion = recursion
-        self.workers = workers if workers is not None else min(4, os.cpu_count() or 1)
+        self.seconds = number("Sandbox: seconds", seconds, above=0)
+        self.memory = whole("Sandbox: memory", memory, least=1024 * 1024)
+        self.output = whole("Sandbox: output", output, least=1)
+        self.recursion = whole("Sandbox: recursion", recursion, least=1, most=1000)
+        self.workers = min(4, os.cpu_count() or 1) if workers is None else whole("Sandbox: workers", workers, least=1)
         self._lock = threading.Lock()
         self._pool: Monty | None = None
         self._finalizer: Any = None
@@ -122,7 +122,8 @@ class Sandbox(Closing):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copied and pickled as its settings: workers belong to one process.
-        return _make, (self.seconds, self.memory, self.output, self.recursion, self.workers)
+        names = ("seconds", "memory", "output", "recursion", "workers")
+        return partial(Sandbox, **{name: getattr(self, name) for name in names}), ()
 
     def _open(self) -> MontySession:
         limits: ResourceLimits = {
@@ -168,10 +169,6 @@ class Sandbox(Closing):
 
 
 _used_by = 0  # id of the process that started a pool
-
-
-def _make(seconds: float, memory: int, output: int, recursion: int, workers: int) -> Sandbox:
-    return Sandbox(seconds=seconds, memory=memory, output=output, recursion=recursion, workers=workers)
 
 
 def _stop(pool: Monty, pid: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rfx_agent.verifiers._answers import canonical, extract_answer
 from rfx_agent.verifiers.agreement import AgreementVerifier
+from rfx_agent.verifiers.answers import canonical, extract_answer
 from rfx_agent.verifiers.function import FunctionVerifier
 from rfx_agent.verifiers.judge import JudgeVerifier
 from rfx_agent.verifiers.math import MathVerifier

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Rollout, Step, Verdict
-from rfx_agent.numerics.agreement import agreement
-from rfx_agent.verifiers._answers import bare_answer, canonical, extract_answer
-from rfx_agent.verifiers._base import PureVerifier, clip, shorten
+from rfx_agent.checks import whole
+from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.agreement import agreement
+from rfx_agent.records import Rollout, Step, Verdict
+from rfx_agent.verifiers.answers import canonical, stated_answer
+from rfx_agent.verifiers.base import PureVerifier, clip, shorten
 
 __all__ = ["AgreementVerifier"]
 
@@ -24,9 +25,21 @@ class AgreementVerifier(PureVerifier):
             mode do not pass.
         min_draws: distinct draws below which nothing passes. Copies of one response are one draw, and a draw
             without an answer counts as one that disagrees.
-        extract: finds the answer in a rollout's text, or returns None; by default ``extract_answer``.
+        extract: finds the answer in a rollout's text, or returns None; by default ``extract_answer``, and a short
+            line alone is an answer too.
         name: what the verifier is called in records.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> from rfx_agent.records import Rollout, Step
+        >>> draws = [Rollout(text) for text in ("Answer: 7", "Answer: 8", "Answer: 7")]
+        >>> AgreementVerifier().verify(Step.of("3 + 4?"), draws[0], peers=draws).passed
+        True
     """
+
+    needs_peers = True
 
     def __init__(
         self,
@@ -38,18 +51,10 @@ class AgreementVerifier(PureVerifier):
     ) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"AgreementVerifier: share is {share!r}; give a number above 0, at most 1")
-        if min_draws < 2:
-            raise ConfigError(
-                f"AgreementVerifier: min_draws is {min_draws!r}; one draw agrees with itself: give 2 or more"
-            )
-        if not name:
-            raise ConfigError("AgreementVerifier: name is ''; give a name for records and messages")
+        super().__init__(name)
         self.share = share
-        self.min_draws = min_draws
-        self.name = name
-        self.needs_peers = True
-        self.instant = True
-        self._extract = extract if extract is not None else extract_answer
+        self.min_draws = whole("AgreementVerifier: min_draws", min_draws, least=2)  # one draw agrees with itself
+        self._extract = extract or stated_answer
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout`` among ``peers``, which include it; it is added where they do not."""
@@ -75,6 +80,4 @@ class AgreementVerifier(PureVerifier):
 
     def _answer(self, rollout: Rollout) -> str | None:
         stated = self._extract(rollout.text)
-        if stated is None and self._extract is extract_answer:
-            stated = bare_answer(rollout.text)
         return None if stated is None else shorten(canonical(stated))

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from rfx_agent._errors import ConfigError, VerifierError
-from rfx_agent._types import Rollout, Step, Verdict
-from rfx_agent.verifiers._answers import canonical, extract_answer
-from rfx_agent.verifiers._base import shorten
+from rfx_agent.engine.drive import within
+from rfx_agent.errors import ConfigError, VerifierError
+from rfx_agent.records import Rollout, Step, Verdict
+from rfx_agent.verifiers.answers import canonical, extract_answer
+from rfx_agent.verifiers.base import NamedVerifier, shorten
 
 __all__ = ["FunctionVerifier"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class FunctionVerifier:
+class FunctionVerifier(NamedVerifier):
     """Asks ``fn``, a function or coroutine function, whether a rollout passes.
 
     With one positional parameter ``fn`` receives the rollout's text; with two, the step and the rollout. Parameters
@@ -37,16 +38,21 @@ class FunctionVerifier:
         name: what the verifier is called in records; by default the function's name.
         weak: whether a pass is no proof (see ``Verdict.weak``); a ``Verdict`` that ``fn`` returns is left as it is
             unless this is true.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> from rfx_agent.records import Rollout, Step
+        >>> FunctionVerifier(lambda text: text.isdigit()).verify(Step.of("3 + 4?"), Rollout("7")).passed
+        True
     """
 
     def __init__(self, fn: Callable[..., Any], *, name: str | None = None, weak: bool = False) -> None:
         if not callable(fn):
             raise ConfigError(f"FunctionVerifier: fn is {fn!r}; give a function of (text) or of (step, rollout)")
-        if name == "":
-            raise ConfigError("FunctionVerifier: name is ''; give a name for records and messages, or None")
+        super().__init__(name if name is not None else str(getattr(fn, "__name__", type(fn).__name__)))
         self.fn = fn
-        self.name = name if name is not None else str(getattr(fn, "__name__", type(fn).__name__))
-        self.needs_peers = False
         self.weak = weak
         self._arity = _arity(fn)
         self._async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
@@ -74,22 +80,17 @@ class FunctionVerifier:
 
     def _verdict(self, value: Any, rollout: Rollout) -> Verdict:
         if isinstance(value, Verdict):
-            return value if value.weak or not self.weak else _weaker(value)
+            return value if value.weak or not self.weak else replace(value, weak=True)
         if isinstance(value, bool | np.bool_):
             stated = extract_answer(rollout.text)
             answer = None if stated is None else canonical(stated)
-            if answer is not None and not value:
-                answer = shorten(answer)
-            said = "accepted" if value else "rejected"
-            return Verdict(bool(value), answer=answer, reason=f"{said} by {self.name}", weak=self.weak)
+            if value:
+                return Verdict(True, answer=answer, reason=f"accepted by {self.name}", weak=self.weak)
+            return Verdict(False, answer=shorten(answer), reason=f"rejected by {self.name}", weak=self.weak)
         hint = "; return a Verdict with score=" if isinstance(value, int | float) and not math.isnan(value) else ""
         raise VerifierError(
             f"{self.name}: returned {type(value).__name__}; return a bool or a Verdict{hint}", rollout=rollout
         )
-
-
-def _weaker(verdict: Verdict) -> Verdict:
-    return Verdict(verdict.passed, verdict.answer, verdict.score, verdict.reason, True, verdict.usage)
 
 
 def _arity(fn: Callable[..., Any]) -> int:
@@ -123,18 +124,4 @@ def _run(awaitable: Awaitable[Any]) -> Any:
     except RuntimeError:
         return asyncio.run(main())
     # A sync driver on a thread with a running loop (a notebook): the coroutine gets a loop on another thread.
-    box: dict[str, Any] = {}
-    context = contextvars.copy_context()
-
-    def work() -> None:
-        try:
-            box["value"] = context.run(asyncio.run, main())
-        except BaseException as error:  # noqa: BLE001  # handed to the thread that waits
-            box["error"] = error
-
-    thread = threading.Thread(target=work, name="rfx-verifier", daemon=True)
-    thread.start()
-    thread.join()
-    if "error" in box:
-        raise box["error"]
-    return box["value"]
+    return within(threading.TIMEOUT_MAX, asyncio.run, main())

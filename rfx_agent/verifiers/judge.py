@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import copy
+from collections.abc import Sequence
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Message, Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
-from rfx_agent.ports import Sampler
-from rfx_agent.verifiers._answers import bare_answer, canonical, extract_answer
-from rfx_agent.verifiers._base import clip, shorten
-from rfx_agent.verifiers._judge_prompt import Judgement, nonce_of, prompt, read, repair
+from rfx_agent.checks import number, whole
+from rfx_agent.engine.drive import Call, Flow, drive, drive_async
+from rfx_agent.errors import ConfigError
+from rfx_agent.ports import Sampler, adopted
+from rfx_agent.records import Message, Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
+from rfx_agent.verifiers.answers import canonical, stated_answer
+from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
+from rfx_agent.verifiers.judge_prompt import Judgement, nonce_of, prompt, read, repair
 
 __all__ = ["NO_VERDICT", "JudgeVerifier"]
 
@@ -20,7 +23,7 @@ _TEMPLATE = 64  # tokens that a chat template may add to each message's own text
 _BLANK = "\0" * 16  # a nonce to measure prompts with: as long as each, and in no cleaned text
 
 
-class JudgeVerifier:
+class JudgeVerifier(NamedVerifier):
     """Asks a model for a verdict under a rubric. Weak evidence, and its verdicts say so: measure a judge on labelled
     cases (``rfx judge-check``) before anything rests on it.
 
@@ -41,18 +44,23 @@ class JudgeVerifier:
             of one judging are one opinion; copies by response id count once.
         temperature: of the judge.
         max_tokens: most tokens of one verdict.
-        max_chars: most characters shown of the question, the reference and the rollout, each. Together with the
+        max_chars: most characters shown of the question, the expected answer and the rollout, each. Together with the
             rubric they must fit the judge's context: a judge that refuses the request cannot be reached.
         seed: of the judge's draws and of the nonces, for replay; None draws both fresh.
-        show_reference: whether the judge is shown ``step.reference`` as text; otherwise no model sees it. A judge
+        show_expected: whether the judge is shown ``step.expected`` as text; otherwise no model sees it. A judge
             that knows it may repeat it, so its reasoning is then left out of the verdict's reason.
         name: what the verifier is called in records.
 
     Raises:
         ConfigError: a parameter that cannot work.
-    """
 
-    needs_peers = False
+    Example:
+        >>> from rfx_agent.records import Rollout, Step
+        >>> from rfx_agent.testing import ScriptedSampler
+        >>> judge = JudgeVerifier(ScriptedSampler([], last="fine"), rubric="The answer is polite.")
+        >>> judge.verify(Step.of("Say hello."), Rollout("Hello!")).reason
+        'the judge gave no verdict'
+    """
 
     def __init__(
         self,
@@ -65,11 +73,10 @@ class JudgeVerifier:
         max_tokens: int = 256,
         max_chars: int = 8_000,
         seed: int | None = None,
-        show_reference: bool = False,
+        show_expected: bool = False,
         name: str = "judge",
     ) -> None:
-        if isinstance(sampler, type) or not isinstance(sampler, Sampler):
-            raise ConfigError(f"JudgeVerifier: sampler is {sampler!r}; give an instance with the members of Sampler")
+        super().__init__(name)
         texts = [rubric] if isinstance(rubric, str) else list(rubric)
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
             raise ConfigError(f"JudgeVerifier: rubric is {rubric!r}; give a text, or a list of criteria, none blank")
@@ -77,44 +84,30 @@ class JudgeVerifier:
             threshold = 0.7 if isinstance(rubric, str) else 1.0
         if not 0 < threshold <= 1:
             raise ConfigError(f"JudgeVerifier: threshold is {threshold!r}; give a number above 0, at most 1")
-        for label, value, least in (("draws", draws, 1), ("max_tokens", max_tokens, 16), ("max_chars", max_chars, 100)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"JudgeVerifier: {label} is {value!r}; give a whole number of {least} or more")
-        if not draws % 2:
+        if not whole("JudgeVerifier: draws", draws, least=1) % 2:
             raise ConfigError(f"JudgeVerifier: draws is {draws}; give an odd number, so that there is a majority")
-        if not 0 <= temperature < float("inf"):
-            raise ConfigError(f"JudgeVerifier: temperature is {temperature!r}; give a number of at least 0")
-        if draws > 1 and temperature == 0:
+        if number("JudgeVerifier: temperature", temperature, least=0) == 0 and draws > 1:
             raise ConfigError(
                 f"JudgeVerifier: draws is {draws} at temperature 0, all copies; give a temperature above 0"
             )
-        if not name:
-            raise ConfigError("JudgeVerifier: name is ''; give a name for records and messages")
-        self.sampler = sampler
+        self.sampler = adopted(Sampler, sampler, where="JudgeVerifier: sampler")  # type: ignore[type-abstract]
         self.rubric: str | tuple[str, ...] = rubric if isinstance(rubric, str) else tuple(texts)
         self.threshold = threshold
         self.draws = draws
         self.temperature = temperature
-        self.max_tokens = max_tokens
-        self.max_chars = max_chars
+        self.max_tokens = whole("JudgeVerifier: max_tokens", max_tokens, least=16)
+        self.max_chars = whole("JudgeVerifier: max_chars", max_chars, least=100)
         self.seed = seed
-        self.show_reference = show_reference
-        self.name = name
+        self.show_expected = show_expected
+
+    def __repr__(self) -> str:
+        return f"JudgeVerifier({self.sampler!r}, rubric={clip(str(self.rubric), 60)!r}, name={self.name!r})"
 
     def reseeded(self, seed: int | None) -> JudgeVerifier:
         """The same judge with other draws and nonces."""
-        return JudgeVerifier(
-            self.sampler,
-            rubric=self.rubric,
-            threshold=self.threshold,
-            draws=self.draws,
-            temperature=self.temperature,
-            max_tokens=self.max_tokens,
-            max_chars=self.max_chars,
-            seed=seed,
-            show_reference=self.show_reference,
-            name=self.name,
-        )
+        judge = copy.copy(self)
+        judge.seed = seed
+        return judge
 
     def bound(self, step: Step, rollout: Rollout) -> Usage:
         """The most that one verdict can cost: every draw asked twice, a token at least one byte of the prompt."""
@@ -129,52 +122,36 @@ class JudgeVerifier:
         Raises:
             SamplerError: the judge cannot be reached. The engine makes a ``VerifierError`` of it, with the rollout.
         """
-        flow = self._flow(step, rollout)
-        request = next(flow)
-        try:
-            while True:
-                request = flow.send(self.sampler.sample(request))
-        except StopIteration as stop:
-            verdict: Verdict = stop.value
-            return verdict
+        return drive(self._flow(step, rollout))
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """The same, without blocking the event loop."""
-        flow = self._flow(step, rollout)
-        request = next(flow)
-        try:
-            while True:
-                request = flow.send(await self.sampler.asample(request))
-        except StopIteration as stop:
-            verdict: Verdict = stop.value
-            return verdict
+        return await drive_async(self._flow(step, rollout))
 
-    def _flow(self, step: Step, rollout: Rollout) -> Generator[SampleRequest, SampleResult, Verdict]:
+    def _flow(self, step: Step, rollout: Rollout) -> Flow[Verdict]:
         nonce = nonce_of(step, rollout, self.seed)
         messages = self._prompt(step, rollout, nonce)
-        first = yield self._request(messages, self.draws, self.seed)
-        usage = first.usage
+        first = yield from self._ask(messages, self.draws, self.seed)
         given, problems = self._read(first, nonce, self.draws)
-        if problems:
-            again = self._request(repair(messages, problems[0]), len(problems), self._later)
-            second = yield again
-            usage += second.usage
-            repaired, _ = self._read(second, nonce, len(problems))
-            given += repaired
-        return self._verdict(rollout, given, usage)
+        if not problems:
+            return self._verdict(rollout, given, first.usage)
+        later = None if self.seed is None else (self.seed + 7919) % 2**31
+        second = yield from self._ask(repair(messages, problems[0]), len(problems), later)
+        repaired, _ = self._read(second, nonce, len(problems))
+        return self._verdict(rollout, given + repaired, first.usage + second.usage)
 
-    @property
-    def _later(self) -> int | None:
-        return None if self.seed is None else (self.seed + 7919) % 2**31
-
-    def _request(self, messages: tuple[Message, ...], n: int, seed: int | None) -> SampleRequest:
-        return SampleRequest(messages, n, self.temperature, self.max_tokens, seed, want_logprobs=False)
+    def _ask(self, messages: tuple[Message, ...], n: int, seed: int | None) -> Flow[SampleResult]:
+        request = SampleRequest(messages, n, self.temperature, self.max_tokens, seed, want_logprobs=False)
+        (reply,) = yield (Call(self.sampler.sample, self.sampler.asample, (request,)),)
+        if reply.error is not None:
+            raise reply.error
+        result: SampleResult = reply.value
+        return result
 
     def _prompt(self, step: Step, rollout: Rollout, nonce: str) -> tuple[Message, ...]:
-        shown = self.show_reference and step.reference is not None
-        reference = str(step.reference) if shown else None
-        text = rollout.text
-        return prompt(step, text, rubric=self.rubric, reference=reference, nonce=nonce, limit=self.max_chars)
+        shown = self.show_expected and step.expected is not None
+        expected = str(step.expected) if shown else None
+        return prompt(step, rollout.text, rubric=self.rubric, expected=expected, nonce=nonce, limit=self.max_chars)
 
     def _read(self, result: SampleResult, nonce: str, asked: int) -> tuple[list[Judgement], list[str]]:
         """Judgements, and a problem for each of ``asked`` that gave none; copies of one response are one judging."""
@@ -197,16 +174,16 @@ class JudgeVerifier:
         return given, problems
 
     def _verdict(self, rollout: Rollout, given: list[Judgement], usage: Usage) -> Verdict:
-        stated = extract_answer(rollout.text) or bare_answer(rollout.text)
+        stated = stated_answer(rollout.text)
         answer = None if stated is None else canonical(stated)
-        kept = None if answer is None else shorten(answer)
+        kept = shorten(answer)
         if not given:
             return Verdict(False, answer=kept, reason=NO_VERDICT, weak=True, usage=usage)
         passes = [j.verdict == "pass" and j.share >= self.threshold - 1e-9 for j in given]
         passed = 2 * sum(passes) > self.draws  # of all that were asked for: a judging without a verdict is no pass
         voice = next((j for j, p in zip(given, passes, strict=True) if p is passed), given[0])
-        # A judge that knows the reference may quote it, and a reason is logged and shown.
-        quoted = "" if self.show_reference else "".join(c if c.isprintable() else " " for c in voice.reasoning)
+        # A judge that knows the expected answer may quote it, and a reason is logged and shown.
+        quoted = "" if self.show_expected else "".join(c if c.isprintable() else " " for c in voice.reasoning)
         reason = f"the judge says {voice.verdict}, {voice.share:.2f}" + (f": {clip(quoted, 300)}" if quoted else "")
         if self.draws > 1:
             agreed = "" if sum(passes) in (0, self.draws) else "; the judge disagrees with itself"

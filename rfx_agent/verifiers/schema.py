@@ -13,10 +13,11 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Rollout, Step, Verdict
-from rfx_agent.verifiers._base import ThreadedVerifier, clip, shorten
-from rfx_agent.verifiers._worker import WorkerTimeout, shared_worker
+from rfx_agent.checks import number
+from rfx_agent.errors import ConfigError
+from rfx_agent.records import Rollout, Step, Verdict
+from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
+from rfx_agent.verifiers.worker import ask
 
 __all__ = ["JsonSchemaVerifier", "PydanticVerifier"]
 
@@ -27,19 +28,13 @@ _TRIES = 50  # places in a text where JSON is looked for
 _STRUCTURE = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|[\[\]{}]')
 
 
-class _JsonVerifier(ThreadedVerifier):
+class _JsonVerifier(NamedVerifier):
     """Finds JSON in the text; what is valid is for the subclasses to say.
 
     The text is JSON as a whole, or its last code fence is, or else the last ``{...}`` or ``[...]`` counts, one that
     begins a line before one within a line. Duplicate keys, ``NaN`` and ``Infinity`` are errors, because readers
     disagree on what they mean.
     """
-
-    def __init__(self, *, name: str) -> None:
-        if not name:
-            raise ConfigError(f"{type(self).__name__}: name is ''; give a name for records and messages")
-        self.name = name
-        self.needs_peers = False
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
@@ -75,13 +70,18 @@ class JsonSchemaVerifier(_JsonVerifier):
         seconds: time for one validation.
         name: what the verifier is called in records.
 
-    Needs the library ``jsonschema``.
+    Raises:
+        ConfigError: a parameter that cannot work; the extra ``schema`` is not installed.
+
+    Example:
+        >>> from rfx_agent.records import Rollout, Step
+        >>> verifier = JsonSchemaVerifier({"required": ["total"]})
+        >>> verifier.verify(Step.of("The total as JSON?"), Rollout('{"total": 7}')).answer
+        '{"total":7}'
     """
 
-    def __init__(self, *, schema: Mapping[str, Any] | bool, seconds: float = 5.0, name: str = "json_schema") -> None:
-        super().__init__(name=name)
-        if not 0 < seconds <= 3600:
-            raise ConfigError(f"JsonSchemaVerifier: seconds is {seconds!r}; give a number above 0, at most 3600")
+    def __init__(self, schema: Mapping[str, Any] | bool, *, seconds: float = 5.0, name: str = "json_schema") -> None:
+        super().__init__(name)
         if importlib.util.find_spec("jsonschema") is None:
             raise ConfigError("JsonSchemaVerifier: jsonschema is not installed; pip install 'rfx-agent[schema]'")
         jsonschema = importlib.import_module("jsonschema")
@@ -93,17 +93,16 @@ class JsonSchemaVerifier(_JsonVerifier):
             told = clip(str(getattr(error, "message", error)))
             raise ConfigError(f"JsonSchemaVerifier: schema is not a JSON Schema: {told}; correct it") from error
         self.schema = schema
-        self._seconds = seconds
+        self._seconds = number("JsonSchemaVerifier: seconds", seconds, above=0)
+
+    def __repr__(self) -> str:
+        return f"JsonSchemaVerifier({clip(str(self.schema), 60)}, name={self.name!r})"
 
     def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
         job = {"op": "schema", "schema": self._schema, "value": value, "most": _SHOWN + 1}
-        try:
-            reply = shared_worker().call(job, seconds=self._seconds)
-        except WorkerTimeout:
-            return [f"the validation took longer than {self._seconds} s and was stopped"], _dump(value)
-        if "error" in reply:
-            return [f"the validation could not be finished: {reply['error']}"], _dump(value)
-        return reply["errors"], _dump(value)
+        reply = ask("validation", job, seconds=self._seconds)
+        errors = [reply] if isinstance(reply, str) else reply["errors"]
+        return errors, _dump(value)
 
 
 class PydanticVerifier(_JsonVerifier):
@@ -113,10 +112,18 @@ class PydanticVerifier(_JsonVerifier):
         model: a Pydantic model, or any type that Pydantic can validate (``list[int]``).
         strict: no coercion (``"7"`` is no int); None leaves it to the model.
         name: what the verifier is called in records.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> from rfx_agent.records import Rollout, Step
+        >>> PydanticVerifier(list[int]).verify(Step.of("Three numbers?"), Rollout("[1, 2, 3]")).passed
+        True
     """
 
-    def __init__(self, *, model: Any, strict: bool | None = None, name: str = "pydantic") -> None:
-        super().__init__(name=name)
+    def __init__(self, model: Any, *, strict: bool | None = None, name: str = "pydantic") -> None:
+        super().__init__(name)
         if isinstance(model, BaseModel):
             raise ConfigError(f"PydanticVerifier: model is an instance of {type(model).__name__}; give the class")
         try:
@@ -127,6 +134,9 @@ class PydanticVerifier(_JsonVerifier):
             ) from error
         self.model = model
         self._strict = strict
+
+    def __repr__(self) -> str:
+        return f"PydanticVerifier({getattr(self.model, '__name__', self.model)}, name={self.name!r})"
 
     def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
         try:

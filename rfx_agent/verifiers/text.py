@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Rollout, Step, Verdict
-from rfx_agent.verifiers._answers import bare_answer, canonical, extract_answer
-from rfx_agent.verifiers._base import PureVerifier, ThreadedVerifier, clip, shorten
-from rfx_agent.verifiers._worker import WorkerTimeout, shared_worker
+from rfx_agent.checks import number
+from rfx_agent.errors import ConfigError
+from rfx_agent.records import Rollout, Step, Verdict
+from rfx_agent.verifiers.answers import bare_answer, canonical, extract_answer
+from rfx_agent.verifiers.base import NamedVerifier, PureVerifier, clip, expected_of, shorten
+from rfx_agent.verifiers.worker import ask
 
 __all__ = ["ExactVerifier", "RegexVerifier"]
 
@@ -20,20 +21,28 @@ class ExactVerifier(PureVerifier):
     """Passes when the rollout's answer is the expected one, both in canonical form.
 
     Args:
-        answer: what is expected; None takes ``step.reference``. Of a list, tuple or set any member will do.
+        expected: what to compare with; None takes ``step.expected``. Of a list, tuple or set any member will do.
         extract: finds the answer in a rollout's text, or returns None; by default ``extract_answer``.
         whole: where no answer is stated, compare the whole text: a tool's result is the answer alone.
         casefold: ignore case.
         normalise: compare canonical forms (``1,234.0`` is 1234); otherwise characters, but for white space around.
         name: what the verifier is called in records.
 
-    With neither ``answer`` nor a reference there is nothing to compare with: ``verify`` raises ``ConfigError``.
+    With neither, there is nothing to compare with: ``verify`` raises ``ConfigError``.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> from rfx_agent.records import Rollout, Step
+        >>> ExactVerifier(1234).verify(Step.of("1,200 + 34?"), Rollout("Answer: 1,234.0")).passed
+        True
     """
 
     def __init__(
         self,
+        expected: object = None,
         *,
-        answer: object = None,
         extract: Callable[[str], str | None] | None = None,
         whole: bool = True,
         casefold: bool = True,
@@ -42,26 +51,18 @@ class ExactVerifier(PureVerifier):
     ) -> None:
         if extract is not None and not callable(extract):
             raise ConfigError(f"ExactVerifier: extract is {extract!r}; give a function from text to str or None")
-        if isinstance(answer, _SEVERAL) and not answer:
-            raise ConfigError(f"ExactVerifier: answer is {answer!r}; give at least one accepted answer")
-        if not name:
-            raise ConfigError("ExactVerifier: name is ''; give a name for records and messages")
-        self.answer = answer
-        self.name = name
-        self.needs_peers = False
-        self.instant = True
-        self._extract = extract if extract is not None else extract_answer
+        if isinstance(expected, _SEVERAL) and not expected:
+            raise ConfigError(f"ExactVerifier: expected is {expected!r}; give at least one accepted answer")
+        super().__init__(name)
+        self.expected = expected
+        self._extract = extract or extract_answer
         self._whole = whole
         self._casefold = casefold
         self._normalise = normalise
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
-        expected = self.answer if self.answer is not None else step.reference
-        if expected is None:
-            raise ConfigError(
-                f"{self.name}: step {step.id} has no reference; give the verifier an answer= or the step a reference="
-            )
+        expected = expected_of(self, step)
         stated = self._extract(rollout.text)
         text = rollout.text.strip()
         if stated is None and not (self._whole and text):
@@ -82,7 +83,7 @@ class ExactVerifier(PureVerifier):
         return text.strip().casefold() if self._casefold else text.strip()
 
 
-class RegexVerifier(ThreadedVerifier):
+class RegexVerifier(NamedVerifier):
     """Passes when ``pattern`` is found in the text; the group is the answer.
 
     The search runs in a worker process that is killed after ``seconds``: Python's ``re`` cannot be interrupted, and
@@ -95,12 +96,22 @@ class RegexVerifier(ThreadedVerifier):
         full: the pattern must match the whole text (white space around it aside) instead of a part of it.
         seconds: time for one search.
         name: what the verifier is called in records.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> from rfx_agent.records import Rollout, Step
+        >>> RegexVerifier(r"total: (\\d+)", group=1).verify(Step.of("3 + 4?"), Rollout("total: 7")).answer
+        '7'
     """
+
+    instant = True
 
     def __init__(
         self,
-        *,
         pattern: str | re.Pattern[str],
+        *,
         group: int | str = 0,
         full: bool = False,
         seconds: float = 1.0,
@@ -119,17 +130,14 @@ class RegexVerifier(ThreadedVerifier):
                 f"RegexVerifier: group is {group!r}; the pattern has {compiled.groups} groups "
                 f"and the names {sorted(compiled.groupindex)}"
             )
-        if not 0 < seconds <= 3600:
-            raise ConfigError(f"RegexVerifier: seconds is {seconds!r}; give a number above 0, at most 3600")
-        if not name:
-            raise ConfigError("RegexVerifier: name is ''; give a name for records and messages")
+        super().__init__(name)
         self.pattern = compiled
-        self.name = name
-        self.needs_peers = False
-        self.instant = True
         self._group = group
         self._full = full
-        self._seconds = seconds
+        self._seconds = number("RegexVerifier: seconds", seconds, above=0)
+
+    def __repr__(self) -> str:
+        return f"RegexVerifier({self.pattern.pattern!r}, name={self.name!r})"
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
@@ -141,12 +149,9 @@ class RegexVerifier(ThreadedVerifier):
             "full": self._full,
             "text": rollout.text.strip() if self._full else rollout.text,
         }
-        try:
-            reply = shared_worker().call(job, seconds=self._seconds)
-        except WorkerTimeout:
-            return Verdict(False, reason=f"the search took longer than {self._seconds} s and was stopped")
-        if "error" in reply:
-            return Verdict(False, reason=f"the search could not be finished: {clip(str(reply['error']))}")
+        reply = ask("search", job, seconds=self._seconds)
+        if isinstance(reply, str):
+            return Verdict(False, reason=reply)
         if not reply["matched"]:
             return Verdict(False, score=0.0, reason="the pattern was not found in the text")
         # A group that took no part in the match is an empty answer, not a missing one.

@@ -1,4 +1,4 @@
-"""``rfx collect``: problems × models × operators to a dataset of failures, resumable after a kill at any moment.
+"""``rfx collect``: problems × models × remedies to a dataset of failures, resumable after a kill at any moment.
 
 plan ──▶ collector ──▶ run (phases) ──▶ units (one attempt each) ──▶ journal ──▶ assemble ──▶ lab/dataset
 """

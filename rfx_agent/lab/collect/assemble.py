@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rfx_agent.features import ONE_MODEL, TWO_MODEL
+from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
 from rfx_agent.lab.collect.journal import Fingerprint, Key
-from rfx_agent.lab.dataset import FORMAT, OPERATORS
+from rfx_agent.lab.common import REMEDIES
+from rfx_agent.lab.dataset import FORMAT
 
-__all__ = ["Rows", "assemble", "expected", "failed_draws", "screened"]
+__all__ = ["Rows", "assemble", "failed_draws", "needed", "screened"]
 
 _PACKAGES = (
     *("rfx-agent", "gguf", "numpy", "openai", "pyarrow", "pydantic-monty", "reasoning-gym"),
@@ -65,12 +66,12 @@ def failed_draws(records: Records, problem: str, draws: int) -> list[int]:
     return [attempt for attempt, record in each if record is not None and failing(record)]
 
 
-def expected(plan: Fingerprint, records: Records, problem: str) -> list[Key]:
+def needed(plan: Fingerprint, records: Records, problem: str) -> list[Key]:
     """The units that a failing problem needs. Which draws are scored is known only once they are all there."""
     growing, fixed = plan.growing, plan.fixed
     keys = [Key(problem, "retry", attempt) for attempt in range(growing["draws"] + 1)]
     others = [*growing["operators"], *(["tool"] if fixed["tool"] is not None else [])]
-    keys += [Key(problem, operator, attempt) for operator in others for attempt in range(growing["attempts"])]
+    keys += [Key(problem, remedy, attempt) for remedy in others for attempt in range(growing["attempts"])]
     if any(name is not None for name in fixed["scorers"].values()):
         failed = failed_draws(records, problem, growing["draws"])
         keys += [Key(problem, "score", attempt) for attempt in failed[: growing["scored"]]]
@@ -85,24 +86,24 @@ def assemble(plan: Fingerprint, records: Records) -> Rows:
     failures, partial, notes = [], 0, Counter[str]()
     model = str(plan.fixed["specialist"].get("name") or plan.fixed["sampler"])
     for body in sorted(failed, key=lambda body: str(body["id"])):
-        keys = expected(plan, records, body["id"])
+        keys = needed(plan, records, body["id"])
         if any(key not in records for key in keys):
             partial += 1
             continue
         notes.update(note for key in keys for note in records[key].get("notes", ()))
-        mine = [_rollout(body, key, records) for key in keys if key.operator != "score"]
+        mine = [_rollout(body, key, records) for key in keys if key.remedy != "score"]
         scored = failed_draws(records, body["id"], plan.growing["draws"])[: plan.growing["scored"]]
-        rollouts += sorted(mine, key=lambda row: (row["operator"], row["attempt"]))
+        rollouts += sorted(mine, key=lambda row: (row["remedy"], row["attempt"]))
         failures.append(_failure(body, model, mine, scored))
     return Rows(rollouts, failures, _provenance(plan, counted, records, partial, notes))
 
 
 def _rollout(body: Mapping[str, Any], key: Key, records: Records) -> dict[str, Any]:
     record = records[key]
-    row: dict[str, Any] = {"problem_id": key.problem, "generator": body["generator"], "operator": key.operator}
+    row: dict[str, Any] = {"problem_id": key.problem, "generator": body["generator"], "remedy": key.remedy}
     row |= {name: value for name, value in record.items() if name not in ("notes", "proxies")}
     row |= record.get("proxies") or {}
-    if key.operator == "retry":
+    if key.remedy == "retry":
         # In the dataset these are the two-model ones; by proxies they only served to steer.
         row |= {"junction": None, "peak": None}
         if (scores := records.get(Key(key.problem, "score", key.attempt))) is not None:
@@ -119,7 +120,7 @@ def _failure(
 ) -> dict[str, Any]:
     task = str(body["generator"])
     row: dict[str, Any] = {"cell": f"{model}|{task}", "model": model, "task": task, "problem_id": body["id"]}
-    measured = [r for r in rows if r["operator"] == "retry" and r["attempt"] in scored]
+    measured = [r for r in rows if r["remedy"] == "retry" and r["attempt"] in scored]
     behind = len(measured)
     for names in (ONE_MODEL, TWO_MODEL):
         usable = [r for r in measured if r.get(names[0]) is not None]
@@ -127,15 +128,15 @@ def _failure(
             row |= {name: math.fsum(r[name] for r in usable) / len(usable) for name in names}
             behind = len(usable)
     row["n_failed_rollouts"] = behind
-    for operator in OPERATORS:
+    for remedy in REMEDIES:
         # The screening draw failed by selection: it says nothing of the rate.
-        tries = [r for r in rows if r["operator"] == operator and (operator != "retry" or r["attempt"] > 0)]
-        row[f"{operator}_attempts"] = len(tries)
+        tries = [r for r in rows if r["remedy"] == remedy and (remedy != "retry" or r["attempt"] > 0)]
+        row[f"{remedy}_attempts"] = len(tries)
         if tries:
-            row[operator] = sum(r["passed"] for r in tries) / len(tries)
-    reference = body["reference"]
+            row[remedy] = sum(r["passed"] for r in tries) / len(tries)
+    expected = body["expected"]
     row["prompt"] = json.dumps(body["messages"], ensure_ascii=False)
-    row["reference"] = reference if reference is None or isinstance(reference, str) else json.dumps(reference)
+    row["expected"] = expected if expected is None or isinstance(expected, str) else json.dumps(expected)
     return row
 
 

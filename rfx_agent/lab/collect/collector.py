@@ -1,7 +1,7 @@
-"""Collect a dataset of failures: problems × models × operators, resumable after a kill at any moment.
+"""Collect a dataset of failures: problems × models × remedies, resumable after a kill at any moment.
 
 Problems are screened with one draw each. Those that fail are drawn again, given to the tool, measured by both models
-and steered by every operator. Units of one kind run together over all problems, so that a backend that batches
+and steered by every operator. Units of one kind run together over all problems, so that a sampler that batches
 concurrent calls has something to batch.
 """
 

@@ -15,27 +15,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rfx_agent._closing import Closing
-from rfx_agent._errors import ConfigError
+from rfx_agent.errors import ConfigError
 from rfx_agent.lab.dataset import DatasetError, disk
 
 __all__ = ["JOURNAL", "Fingerprint", "Journal", "Key", "Unit"]
 
 JOURNAL = "journal.sqlite"
 _LOCK = "journal.lock"
-_TABLES = """
+_VERSION = 2  # in version 1 a remedy was an operator, and what is expected a reference
+_TABLES = f"""
+PRAGMA user_version = {_VERSION};
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS problems (place INTEGER PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS units (
-    problem TEXT NOT NULL, operator TEXT NOT NULL, attempt INTEGER NOT NULL, record BLOB NOT NULL, raw BLOB,
-    PRIMARY KEY (problem, operator, attempt));
+    problem TEXT NOT NULL, remedy TEXT NOT NULL, attempt INTEGER NOT NULL, record BLOB NOT NULL, raw BLOB,
+    PRIMARY KEY (problem, remedy, attempt));
 """
 
 
 class Key(NamedTuple):
-    """Names one unit of work: ``operator`` is a decoding operator, ``tool`` or ``score``."""
+    """Names one unit of work: ``remedy`` is a remedy's name, or ``score``."""
 
     problem: str
-    operator: str
+    remedy: str
     attempt: int
 
 
@@ -90,6 +92,7 @@ class Journal(Closing):
             try:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
+                _check_version(self._db, self.path)
                 if write:
                     self._db.executescript(_TABLES)
             except BaseException:
@@ -140,13 +143,13 @@ class Journal(Closing):
     def records(self) -> dict[Key, dict[str, Any]]:
         """Every unit's record."""
         with disk(self.path):
-            rows = self._db.execute("SELECT problem, operator, attempt, record FROM units")
+            rows = self._db.execute("SELECT problem, remedy, attempt, record FROM units")
             return {Key(*key): json.loads(zlib.decompress(record)) for *key, record in rows}
 
     def raw(self, key: Key) -> bytes | None:
         """The packed tables of one unit, or None."""
         with disk(self.path):
-            query = "SELECT raw FROM units WHERE problem = ? AND operator = ? AND attempt = ?"
+            query = "SELECT raw FROM units WHERE problem = ? AND remedy = ? AND attempt = ?"
             row = self._db.execute(query, key).fetchone()
         return None if row is None else row[0]
 
@@ -168,6 +171,12 @@ def _locked(folder: Path) -> sqlite3.Connection:
             raise ConfigError(f"another process is collecting into {folder}; wait for it, or stop it") from error
         raise
     return lock
+
+
+def _check_version(db: sqlite3.Connection, path: Path) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version != _VERSION and db.execute("SELECT 1 FROM sqlite_master").fetchone():
+        raise DatasetError(f"{path} is of another version; go on with that version, or give a new folder")
 
 
 def _json(value: Any) -> bytes:

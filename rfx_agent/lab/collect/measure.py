@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rfx_agent._errors import FeatureError, SamplerError
-from rfx_agent._types import Rollout, ScoreResult
-from rfx_agent.features import ONE_MODEL, TWO_MODEL, TopLogprobs, places
+from rfx_agent.errors import FeatureError, SamplerError
+from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL, TopLogprobs, places
+from rfx_agent.evidence.tokens import one_model_token_features, token_features
+from rfx_agent.evidence.trajectory import RolloutFeatures, rollout_features, rollout_proxies
 from rfx_agent.lab.collect.journal import Key, Unit
 from rfx_agent.lab.collect.work import Done, Failed, as_text, asked
-from rfx_agent.numerics.tokens import one_model_token_features, token_features
-from rfx_agent.numerics.trajectory import RolloutFeatures, rollout_features, rollout_proxies
+from rfx_agent.records import Rollout, ScoreResult
 
 if TYPE_CHECKING:
     from rfx_agent.lab.collect.plan import Plan

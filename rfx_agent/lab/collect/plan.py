@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rfx_agent._errors import ConfigError
+from rfx_agent.checks import number, whole
+from rfx_agent.errors import ConfigError
 from rfx_agent.lab.collect.journal import Fingerprint
-from rfx_agent.lab.dataset import OPERATORS
+from rfx_agent.lab.common import REMEDIES
 from rfx_agent.lab.problems.problem import Problem
 from rfx_agent.ports import Sampler, Scorer, Steerer, Tool, Verifier
 
@@ -37,7 +38,7 @@ class Plan:
         tool_temperature: decode temperature of programs.
         max_tokens: most tokens per completion.
         seed: of everything; a unit's own seed is a digest of it and of the unit's name.
-        parallel: units in flight at once.
+        concurrency: units in flight at once.
         specialist, ancestor: who the models are (name, sha256, dtype), for the provenance; another model is another
             plan.
         settings: further settings that make the plan what it is (alpha, lifted_temperature, top_k).
@@ -60,24 +61,19 @@ class Plan:
     tool_temperature: float = 0.6
     max_tokens: int = 512
     seed: int = 0
-    parallel: int = 16
+    concurrency: int = 16
     specialist: Mapping[str, Any] = field(default_factory=dict)
     ancestor: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("draws", "attempts", "scored", "max_tokens", "parallel"):
-            number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ConfigError(f"plan: {name} is {number!r}; give an integer of at least 1")
-        if self.failures is not None and self.failures < 1:
-            raise ConfigError(f"plan: failures is {self.failures!r}; give at least 1, or None to screen all problems")
-        if not self.temperature > 0 or not self.tool_temperature >= 0:
-            raise ConfigError(
-                f"plan: temperature is {self.temperature!r} and tool_temperature {self.tool_temperature!r}; give "
-                "numbers, the first above 0, because at 0 all draws are one"
-            )
+        for name in ("draws", "attempts", "scored", "max_tokens", "concurrency"):
+            whole(f"plan: {name}", getattr(self, name), least=1)
+        if self.failures is not None:
+            whole("plan: failures", self.failures, least=1)
+        number("plan: temperature", self.temperature, above=0)  # at 0 all draws are one
+        number("plan: tool_temperature", self.tool_temperature, least=0)
         if not self.problems:
             raise ConfigError("plan: problems is empty; give at least one")
         seen: set[str] = set()
@@ -88,7 +84,7 @@ class Plan:
             if problem.verifier is None and self.verifier is None:
                 raise ConfigError(f"plan: problem {problem.id!r} has no verifier; give it or the plan one")
         offered = () if self.steerer is None else self.steerer.operators
-        if unknown := [name for name in self.steered if name not in offered or name not in OPERATORS]:
+        if unknown := [name for name in self.steered if name not in offered or name not in REMEDIES]:
             raise ConfigError(f"plan: operators has {unknown}; the steerer offers {list(offered)}")
 
     @property

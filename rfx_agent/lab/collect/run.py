@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rfx_agent._errors import SamplerError
+from rfx_agent.errors import SamplerError
 from rfx_agent.lab.collect import units
-from rfx_agent.lab.collect.assemble import expected, failed_draws, failing, screened
+from rfx_agent.lab.collect.assemble import failed_draws, failing, needed, screened
 from rfx_agent.lab.collect.journal import Journal, Key
 from rfx_agent.lab.collect.measure import score
 from rfx_agent.lab.collect.plan import Plan
@@ -20,7 +20,7 @@ from rfx_agent.lab.collect.work import Done, Failed
 __all__ = ["Progress", "Run"]
 
 _RECENT = 64  # finished units that the time left is estimated from
-_GONE = 8  # attempts in a row without an answer, at least, after which a model is gone
+_GONE = 8  # attempts in a row without an answer, at least, after which a model is unreachable
 _PAUSE = 0.2  # seconds between two reports of progress
 
 
@@ -29,7 +29,7 @@ class Progress:
     """Where a collection stands.
 
     Attributes:
-        phase: ``screen``, ``retry``, ``tool``, ``score`` or an operator.
+        phase: ``screen``, ``score`` or a remedy's name.
         done: units recorded, in this run and before.
         total: units known to be needed; grows as failing problems are found.
         failing: failing problems found.
@@ -88,7 +88,7 @@ class Run:
         return [b["id"] for b in bodies if failing(self.records[Key(b["id"], "retry", 0)])]
 
     async def run(self, phase: str, jobs: Iterator[Awaitable[Done]]) -> None:
-        """Do ``jobs``, at most ``parallel`` at once, recording each as it ends. The first error ends them all."""
+        """Do ``jobs``, at most ``concurrency`` at once, recording each as it ends. The first error ends them all."""
         self.phase = phase
         self._tell()
 
@@ -96,7 +96,7 @@ class Run:
             for job in jobs:  # one iterator for all workers: a job is made when there is room for it
                 self._take(await job)
 
-        workers = [asyncio.ensure_future(worker()) for _ in range(self.plan.parallel)]
+        workers = [asyncio.ensure_future(worker()) for _ in range(self.plan.concurrency)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -127,7 +127,7 @@ class Run:
     def _steer(self, key: Key) -> Awaitable[Done]:
         failed = failed_draws(self.records, key.problem, self.plan.draws)
         at = self._failed(key.problem, failed[key.attempt % len(failed)])
-        return units.steer(self.plan, self.by_id[key.problem], key.operator, key.attempt, at)
+        return units.steer(self.plan, self.by_id[key.problem], key.remedy, key.attempt, at)
 
     def _unscored(self, name: str) -> list[int]:
         failed = failed_draws(self.records, name, self.plan.draws)[: self.plan.scored]
@@ -144,10 +144,10 @@ class Run:
         return Failed(attempt, record, self.journal.raw(key), place["junction"], place["peak"])
 
     def _take(self, done: Done) -> None:
-        """Record ``done``. Where a model seems to be gone, wait for a sign of life before its misses count."""
+        """Record ``done``. Where a model seems unreachable, its misses count once it has answered again."""
         if done.failure is not None and done.failure.transient:
             self.suspects.append(done)
-            if len(self.suspects) >= max(_GONE, self.plan.parallel):
+            if len(self.suspects) >= max(_GONE, self.plan.concurrency):
                 last = done.failure
                 raise SamplerError(
                     f"{len(self.suspects)} attempts in a row got no answer and are not recorded: {last}; "
@@ -180,14 +180,14 @@ class Run:
         if self.progress is None:
             return
         names, records = self.failing(), self.records
-        needed = {key for name in names for key in expected(self.fingerprint, records, name)}
-        needed |= {Key(problem.id, "retry", 0) for problem in self.plan.problems} if self.phase == "screen" else set()
-        done = sum(key in records for key in needed)
+        wanted = {key for name in names for key in needed(self.fingerprint, records, name)}
+        wanted |= {Key(problem.id, "retry", 0) for problem in self.plan.problems} if self.phase == "screen" else set()
+        done = sum(key in records for key in wanted)
         now = self.told
         rate = (len(self.recent) - 1) / max(now - self.recent[0], 1e-9)
-        left = (len(needed) - done) / rate if rate else None
-        self.progress(Progress(self.phase, done, len(needed), len(names), self.errors, now - self.began, left))
+        left = (len(wanted) - done) / rate if rate else None
+        self.progress(Progress(self.phase, done, len(wanted), len(names), self.errors, now - self.began, left))
 
 
 def _is_found(key: Key, record: Mapping[str, Any]) -> bool:
-    return key.operator == "retry" and key.attempt == 0 and failing(record)
+    return key.remedy == "retry" and key.attempt == 0 and failing(record)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent._types import Rollout, Verdict
-from rfx_agent.features import TopLogprobs
+from rfx_agent.evidence.features import TopLogprobs
+from rfx_agent.records import Rollout, Verdict
 
 __all__ = ["pack", "unpack"]
 
 
 def pack(rollout: Rollout) -> bytes | None:
-    """Token ids, token texts and the top-K table of ``rollout``; None where the backend gave none of them.
+    """Token ids, token texts and the top-K table of ``rollout``; None where the sampler gave none of them.
 
     Values come back exactly: they are kept in float32 only where that loses nothing, as for a model that computes
     in float32.

@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rfx_agent._errors import FeatureError, SamplerError, ToolInputError, VerifierError
-from rfx_agent._types import Rollout, SampleRequest, SampleResult, ToolResult, Usage, Verdict
+from rfx_agent.errors import FeatureError, SamplerError, ToolInputError, VerifierError
 from rfx_agent.lab.collect.journal import Key, Unit
 from rfx_agent.lab.collect.measure import proxies
 from rfx_agent.lab.collect.tables import pack
 from rfx_agent.lab.collect.work import Done, Failed, as_text, asked, seed_of
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, ToolResult, Usage, Verdict
 
 if TYPE_CHECKING:
     from rfx_agent.lab.collect.plan import Plan
@@ -71,7 +71,7 @@ async def tool(plan: Plan, problem: Problem, attempt: int) -> Done:
         messages = using.repair(problem.step, source, result)
     verdict = None
     if result.answer is not None:
-        verdict = await _judged(plan, problem, Rollout(text=result.answer, operator="tool"))
+        verdict = await _judged(plan, problem, Rollout(text=result.answer, remedy="tool"))
     record = _record(key, seed, plan.tool_temperature, source, verdict, spent, time.perf_counter() - began)
     wrong = None if result.answer is not None else result.error or "the program gave no answer"
     return Done((Unit(key, {**record, "finish_reason": finish, "error": as_text(wrong)}),), failure)
@@ -96,9 +96,9 @@ async def _decoded(
         record |= proxies(plan.temperature, rollout.logprobs, rollout)
     except FeatureError as error:
         record["notes"].append(as_text(f"a rollout has no proxies: {error}"))
-    if key.operator != "retry":  # where the operator set in, not where this decode's own pressure peaks
+    if key.remedy != "retry":  # where the operator set in, not where this decode's own pressure peaks
         record |= {"junction": rollout.junction, "peak": rollout.peak}
-    keep = key.operator == "retry" and not verdict.passed
+    keep = key.remedy == "retry" and not verdict.passed
     return Done((Unit(key, record, pack(rollout) if keep else None),))
 
 

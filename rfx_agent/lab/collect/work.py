@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from rfx_agent._errors import RfxError, SamplerError
-from rfx_agent._types import Rollout
+from rfx_agent.errors import RfxError, SamplerError
 from rfx_agent.lab.collect.journal import Key, Unit
 from rfx_agent.lab.collect.tables import unpack
+from rfx_agent.records import Rollout
 
 if TYPE_CHECKING:
     from rfx_agent.lab.collect.plan import Plan
@@ -51,7 +51,7 @@ def seed_of(plan: Plan, key: Key) -> int:
 
 
 async def asked(problem: Problem, name: str, call: Callable[[], Awaitable[T]]) -> T:
-    """What ``call`` gives. Ports raise typed errors; anything else is a mistake in one, and ends the collection."""
+    """What ``call`` gives. Ports raise typed errors. Anything else is a bug in one and ends the collection."""
     try:
         return await call()
     except RfxError:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rfx_agent.features import ONE_MODEL, TWO_MODEL
+from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
 from rfx_agent.lab.evidence.intervals import Bootstrap, Floats
 from rfx_agent.lab.evidence.outcomes import STEERING, Outcomes
 

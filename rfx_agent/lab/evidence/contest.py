@@ -1,4 +1,4 @@
-"""The paper's rule against every operator on its own, on the same failures, selection and evaluation kept apart."""
+"""The paper's rule against every remedy on its own, on the same failures, selection and evaluation kept apart."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent.calibration import Calibration
-from rfx_agent.features import TWO_MODEL
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.features import TWO_MODEL
+from rfx_agent.evidence.routing import operator_of, route
 from rfx_agent.lab.evidence.intervals import Bootstrap, Floats
 from rfx_agent.lab.evidence.outcomes import STEERING, Outcomes, mean_rows
 from rfx_agent.lab.topography import steerable
-from rfx_agent.routing import operator_of, route
 
 __all__ = ["SPLITS", "contest", "published_routes"]
 
@@ -25,11 +25,11 @@ _Split: TypeAlias = tuple[npt.NDArray[np.bool_], Mapping[str, Floats]]
 
 
 def contest(outcomes: Outcomes, bootstrap: Bootstrap, *, seed: int = 0) -> dict[str, Any]:
-    """Mean rescue per attempt of the rule (``routed``) and of each operator, and the paired differences.
+    """Mean rescue per attempt of the rule (``routed``) and of each remedy, and the paired differences.
 
     Three populations, each the rule's own for its z-scores: ``all`` failures that have features; the ``steerable``
     ones by the paper's gate, from all attempts, which are those that it is then scored on; and ``steerable,
-    cross-fitted``: the gate sees one half of every operator's attempts and the scores are of the other half, averaged
+    cross-fitted``: the gate sees one half of every remedy's attempts and the scores are of the other half, averaged
     over random halvings. A failure with four attempts looks steerable by luck alone easily; the second population has
     that luck in its scores and the third has not. Routes are held fixed in the resamples.
     """
@@ -97,19 +97,19 @@ def _gate(outcomes: Outcomes, rates: Mapping[str, Floats], known: npt.NDArray[np
 
 
 def _compare(outcomes: Outcomes, splits: Sequence[_Split], bootstrap: Bootstrap) -> dict[str, Any]:
-    operators = list(outcomes.passed)
-    scores: dict[str, list[Floats]] = {name: [] for name in ("routed", *operators)}
+    remedies = list(outcomes.passed)
+    scores: dict[str, list[Floats]] = {name: [] for name in ("routed", *remedies)}
     masks: list[Floats] = []
     routes: Counter[str] = Counter()
     for mask, rates in splits:
         at = np.flatnonzero(mask)
         chosen = route({name: outcomes.features[name][at] for name in TWO_MODEL}) if len(at) else np.array([], str)
         routed = np.zeros(len(outcomes))
-        # An operator that was not tried rescues nothing here.
+        # A remedy that was not tried rescues nothing here.
         routed[at] = [rates[op][i] if op in rates else 0.0 for i, op in zip(at, chosen, strict=True)]
         scores["routed"].append(routed)
-        for operator in operators:
-            scores[operator].append(np.where(mask, rates[operator], 0.0))
+        for remedy in remedies:
+            scores[remedy].append(np.where(mask, rates[remedy], 0.0))
         masks.append(mask.astype(float))
         routes.update(chosen.tolist())
     under = np.stack(masks)
@@ -119,5 +119,5 @@ def _compare(outcomes: Outcomes, splits: Sequence[_Split], bootstrap: Bootstrap)
         "splits": len(splits),
         "routes": {op: n / len(splits) for op, n in routes.most_common()},
         "rescue": {name: bootstrap.ratio(table, under, share=True) for name, table in stacked.items()},
-        "routed_minus": {op: bootstrap.ratio(stacked["routed"] - stacked[op], under) for op in operators},
+        "routed_minus": {op: bootstrap.ratio(stacked["routed"] - stacked[op], under) for op in remedies},
     }

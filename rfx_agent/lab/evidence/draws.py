@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from rfx_agent._errors import ConfigError
-from rfx_agent.calibration import Calibration
+from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.posterior import Beta, mean, moments, update
 from rfx_agent.lab.evidence.intervals import Bootstrap, Floats
 from rfx_agent.lab.evidence.outcomes import Outcomes
-from rfx_agent.numerics.posterior import Beta, mean, moments, update
 
 __all__ = ["after_no_pass", "predicted"]
 

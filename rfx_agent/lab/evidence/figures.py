@@ -1,4 +1,4 @@
-"""What a collected dataset says of operators, of the paper's rule and of the evidence, with 95 % intervals.
+"""What a collected dataset says of remedies, of the paper's rule and of the evidence, with 95 % intervals.
 
 Units: rescue rates are shares of attempts that passed. Intervals are percentiles of a bootstrap over problems, each
 kept whole with all its attempts; shares over independent problems have Wilson's.
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rfx_agent.calibration import Calibration
+from rfx_agent.evidence.calibration import Calibration
 from rfx_agent.lab.calibrate import intervals
 from rfx_agent.lab.evidence.associations import associations, proxies
 from rfx_agent.lab.evidence.contest import contest, published_routes
@@ -59,15 +59,15 @@ def analyse(outcomes: Outcomes, *, seed: int = 0, draws: int = 2000) -> dict[str
 
 
 def _rescue(outcomes: Outcomes, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Per operator: attempts, rescue per attempt overall and per generator, and rescued once in the first four."""
+    """Per remedy: attempts, rescue per attempt overall and per generator, and rescued once in the first four."""
     found = {}
-    for operator, table in outcomes.passed.items():
+    for remedy, table in outcomes.passed.items():
         made = np.isfinite(table).sum(axis=1).astype(float)
         passes = np.nansum(table, axis=1)
         first = table[:, :4]
         tried = np.isfinite(first).any(axis=1)
         once = (np.nansum(first, axis=1) > 0) & tried
-        found[operator] = {
+        found[remedy] = {
             "attempts": int(made.sum()),
             "overall": bootstrap.ratio(passes, made, share=True),
             "once_in_four": wilson(float(once.sum()), int(tried.sum())),

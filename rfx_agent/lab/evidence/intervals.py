@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent._errors import ConfigError
 from rfx_agent._extras import need
+from rfx_agent.checks import whole
 
 __all__ = ["Bootstrap", "Figure", "Floats", "wilson"]
 
@@ -34,8 +34,8 @@ class Bootstrap:
     """
 
     def __init__(self, n: int, *, draws: int = 2000, seed: int = 0) -> None:
-        if n < 1 or draws < 1:
-            raise ConfigError(f"bootstrap: {n} problems and {draws} resamples; give at least one of each")
+        whole("bootstrap: n", n, least=1)
+        whole("bootstrap: draws", draws, least=1)
         rng = np.random.default_rng(seed)
         self.index: npt.NDArray[np.intp] = rng.integers(0, n, (draws, n))
         self.weights: Floats = np.zeros((draws, n))

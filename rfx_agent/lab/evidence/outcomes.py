@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Evidence
-from rfx_agent.features import ONE_MODEL, TWO_MODEL
+from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.agreement import agreement
+from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
 from rfx_agent.lab.calibrate import Population
-from rfx_agent.lab.dataset import OPERATORS, Dataset, read_dataset
+from rfx_agent.lab.common import FEATURES, REMEDIES
+from rfx_agent.lab.dataset import Dataset, read_dataset
 from rfx_agent.lab.evidence.intervals import Floats
 from rfx_agent.lab.profiles import Profile
-from rfx_agent.numerics.agreement import agreement
+from rfx_agent.records import Evidence
 
 __all__ = ["DIAGNOSED", "STEERING", "Outcomes", "mean_rows", "read_outcomes"]
 
@@ -27,8 +28,6 @@ STEERING = ("local_temp", "sparse_steer", "sparse_steer_random", "dense_steer")
 DIAGNOSED = 4
 """Draws that a failure is diagnosed on: the failed candidate and three more."""
 
-_KINDS: tuple[tuple[Evidence, tuple[str, ...]], ...] = (("two_model", TWO_MODEL), ("one_model", ONE_MODEL))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
@@ -36,7 +35,7 @@ class Outcomes:
 
     Attributes:
         problems, generators: identifiers, shape (P,).
-        passed: per operator, 1 or 0 per attempt and NaN where there was none, shape (P, A). The first draw of
+        passed: per remedy, 1 or 0 per attempt and NaN where there was none, shape (P, A). The first draw of
             ``retry`` failed by selection and is not in it.
         features: per trajectory feature and proxy, the mean over the scored failed draws, shape (P,); NaN where none.
         samples: evidence of the first ``DIAGNOSED`` draws alone, shape (P,) each: ``distinct`` answers,
@@ -59,8 +58,8 @@ class Outcomes:
         return len(self.problems)
 
     def rates(self) -> dict[str, Floats]:
-        """Per operator, the share of its attempts that passed, shape (P,); NaN where there was none."""
-        return {operator: mean_rows(table) for operator, table in self.passed.items()}
+        """Per remedy, the share of its attempts that passed, shape (P,); NaN where there was none."""
+        return {remedy: mean_rows(table) for remedy, table in self.passed.items()}
 
     def having(self, names: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Which failures have all of these features, shape (P,)."""
@@ -72,7 +71,7 @@ class Outcomes:
     def population(self) -> Population:
         """The same as ``lab.calibrate`` takes it: without the failures that lack a value, kind by kind."""
         features: dict[Evidence, dict[str, Floats]] = {}
-        for kind, names in _KINDS:
+        for kind, names in FEATURES.items():
             there = self.having(names)
             features[kind] = {n: self.features[n][there] for n in names}
         rates = {op: rate[np.isfinite(rate)] for op, rate in self.rates().items()}
@@ -101,19 +100,19 @@ def read_outcomes(source: str | os.PathLike[str] | Dataset) -> Outcomes:
         ConfigError: pyarrow is not installed; a dataset without failures, or without draws after the failed ones.
     """
     data = source if isinstance(source, Dataset) else read_dataset(source)
-    keys = ("problem_id", "operator", "attempt", "answer", "passed", "completion_tokens")
+    keys = ("problem_id", "remedy", "attempt", "answer", "passed", "completion_tokens")
     rollouts, failures = data.rollouts.select(keys).to_pydict(), data.failures.to_pydict()
     problems = failures["problem_id"]
     row = {name: i for i, name in enumerate(problems)}
     drawn: list[list[tuple[str | None, bool, float]]] = [[] for _ in problems]
-    found: dict[str, list[list[float]]] = {op: [[] for _ in problems] for op in OPERATORS}
-    for problem, operator, attempt, answer, passed, tokens in zip(*(rollouts[k] for k in keys), strict=True):
+    found: dict[str, list[list[float]]] = {op: [[] for _ in problems] for op in REMEDIES}
+    for problem, remedy, attempt, answer, passed, tokens in zip(*(rollouts[k] for k in keys), strict=True):
         if (at := row.get(problem)) is None:
             continue
-        if operator == "retry":
+        if remedy == "retry":
             drawn[at].append((answer, passed, float(tokens)))
-        if operator != "retry" or attempt > 0:
-            found[operator][at].append(float(passed))
+        if remedy != "retry" or attempt > 0:
+            found[remedy][at].append(float(passed))
     if not any(found["retry"]):
         raise ConfigError(f"{data.folder} has no failures with draws after the failed ones; there is nothing to learn")
     nothing = [None] * len(problems)

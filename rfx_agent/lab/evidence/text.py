@@ -105,20 +105,20 @@ def _rescue(rescue: Mapping[str, Any]) -> list[str]:
     generators = next(iter(rescue.values()))["generators"]
     each = [[g, *(_show(held["generators"][g]) for held in rescue.values())] for g in generators]
     return [
-        "## Rescue per operator",
-        _table(["operator", "attempts", "rescued per attempt", "at least once in 4 attempts"], overall),
+        "## Rescue per remedy",
+        _table(["remedy", "attempts", "rescued per attempt", "at least once in 4 attempts"], overall),
         _table(["generator", *rescue], each),
     ]
 
 
 def _rule(rule: Mapping[str, Any]) -> list[str]:
-    parts = ["## The paper's rule against every operator"]
+    parts = ["## The paper's rule against every remedy"]
     names = list(rule)
-    operators = list(next(iter(rule.values()))["rescue"])
+    remedies = list(next(iter(rule.values()))["rescue"])
     parts.append(
         _table(
             ["rescued per attempt", *(f"{name} ({rule[name]['failures']:.4g})" for name in names)],
-            [[op, *(_show(rule[name]["rescue"][op]) for name in names)] for op in operators],
+            [[op, *(_show(rule[name]["rescue"][op]) for name in names)] for op in remedies],
         )
     )
     parts.append(
@@ -126,7 +126,7 @@ def _rule(rule: Mapping[str, Any]) -> list[str]:
             ["routed minus", *names],
             [
                 [op, *(_show(rule[name]["routed_minus"][op], "{:+.3f}") for name in names)]
-                for op in operators
+                for op in remedies
                 if op != "routed"
             ],
         )

@@ -6,13 +6,16 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Step
+from rfx_agent.checks import among
+from rfx_agent.errors import ConfigError
 from rfx_agent.lab.problems.problem import NUMBER, Problem, is_number
 from rfx_agent.ports import Verifier
-from rfx_agent.verifiers import ExactVerifier, MathVerifier, extract_answer
+from rfx_agent.records import Step
+from rfx_agent.verifiers.answers import extract_answer
+from rfx_agent.verifiers.math import MathVerifier
+from rfx_agent.verifiers.text import ExactVerifier
 
 __all__ = ["Judge", "from_jsonl"]
 
@@ -20,32 +23,31 @@ Judge: TypeAlias = Literal["exact", "math"]
 
 
 def from_jsonl(path: str | os.PathLike[str], *, verifier: Judge = "exact") -> tuple[Problem, ...]:
-    """Problems from JSON lines: ``id``, ``prompt`` or ``messages``, and, if need be, ``generator`` and ``reference``.
+    """Problems from JSON lines: ``id``, ``prompt`` or ``messages``, and, if need be, ``generator`` and ``expected``.
 
     Args:
         path: the file; blank lines are skipped.
-        verifier: ``exact`` compares spellings, ``math`` mathematics; both need the references.
+        verifier: ``exact`` compares spellings, ``math`` mathematics; both need ``expected``.
 
     Raises:
         ConfigError: a file that cannot be read, a line that is no such problem (names it), another ``verifier``.
     """
-    if verifier not in ("exact", "math"):
-        raise ConfigError(f"verifier is {verifier!r}; choose 'exact' or 'math'")
+    among("verifier", verifier, get_args(Judge))
     math = MathVerifier() if verifier == "math" else None
     found = []
     for number, row in _rows(Path(path)):
-        prompt, messages, reference = row.get("prompt"), row.get("messages"), row.get("reference")
+        prompt, messages, expected = row.get("prompt"), row.get("messages"), row.get("expected")
         if (prompt is None) == (messages is None):
             raise ConfigError(f"{path}: line {number}: give either 'prompt' or 'messages'")
-        if reference is None:
-            raise ConfigError(f"{path}: line {number}: 'reference' is missing; the verifier {verifier!r} needs it")
-        if isinstance(reference, bool | Mapping) or not isinstance(row.get("id"), str | int):
-            raise ConfigError(f"{path}: line {number}: give 'id' as text and 'reference' as text, number or list")
+        if expected is None:
+            raise ConfigError(f"{path}: line {number}: 'expected' is missing; the verifier {verifier!r} needs it")
+        if isinstance(expected, bool | Mapping) or not isinstance(row.get("id"), str | int):
+            raise ConfigError(f"{path}: line {number}: give 'id' as text and 'expected' as text, number or list")
         try:
             step = Step.of(prompt if messages is None else messages)  # type: ignore[arg-type]  # checked by Step
-            judge: Verifier = math or ExactVerifier(extract=_last_number if is_number(reference) else None)
+            judge: Verifier = math or ExactVerifier(extract=_last_number if is_number(expected) else None)
             generator = str(row.get("generator") or "problems")
-            found.append(Problem(str(row["id"]), step.messages, generator, reference, judge))
+            found.append(Problem(str(row["id"]), step.messages, generator, expected, judge))
         except (ConfigError, TypeError) as error:
             raise ConfigError(f"{path}: line {number}: {error}") from error
     if not found:

@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rfx_agent._errors import ConfigError
 from rfx_agent._extras import need
-from rfx_agent._types import Rollout, Step, Verdict
+from rfx_agent.checks import whole
+from rfx_agent.errors import ConfigError
 from rfx_agent.lab.problems.problem import NUMBER, Problem, is_number
-from rfx_agent.verifiers import canonical, extract_answer
+from rfx_agent.ports import Verifier
+from rfx_agent.records import Rollout, Step, Verdict
+from rfx_agent.verifiers.answers import canonical, extract_answer
 
 __all__ = ["ASK", "DEFAULT", "EVALUATES", "GymVerifier", "from_gym"]
 
@@ -41,12 +43,12 @@ _LONGEST = 300  # characters of an answer that a generator's scorer is asked abo
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
 
 
-class GymVerifier:
+class GymVerifier(Verifier):
     """Passes what a reasoning-gym generator's own scorer gives full marks.
 
     The answer is what the text marks as its final answer, else its last line. It is tried as it stands and in plainer
-    spellings (``1,234`` as 1234, ``x = 5`` as 5, ``\\text{Friday}`` as Friday), and the best score counts: a right
-    answer in the wrong dress is no failed step. What the scorer cannot read is a "no".
+    spellings (``1,234`` as 1234, ``x = 5`` as 5, ``\\text{Friday}`` as Friday), and the best score counts: the spelling
+    of a right answer is no failure. What the scorer cannot read does not pass.
 
     Args:
         dataset: has ``score_answer(answer, entry)``.
@@ -96,8 +98,7 @@ def from_gym(names: Sequence[str] | None = None, *, per_generator: int = 10, see
         ConfigError: reasoning-gym is not installed; a generator that it does not have, or that evaluates answers as
             code; fewer than one problem.
     """
-    if per_generator < 1:
-        raise ConfigError(f"per_generator is {per_generator!r}; give at least 1")
+    whole("per_generator", per_generator, least=1)
     gym, known = need("reasoning_gym", "dev"), need("reasoning_gym.factory", "dev").DATASETS
     chosen = list(dict.fromkeys(DEFAULT if names is None else names))
     made = []

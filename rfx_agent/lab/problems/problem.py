@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from rfx_agent._errors import ConfigError
-from rfx_agent._types import Message, Step
+from rfx_agent.errors import ConfigError
 from rfx_agent.ports import Verifier
+from rfx_agent.records import Message, Step
 
 __all__ = ["NUMBER", "Problem", "is_number"]
 
@@ -24,7 +24,7 @@ class Problem:
         id: unique within a collection.
         messages: the prompt, in OpenAI's chat format.
         generator: what made it: the ``task`` of the failure profile.
-        reference: the right answer, for the verifier only.
+        expected: the right answer, for the verifier only.
         verifier: judges its rollouts; the plan's by default.
         step: the same as the engine's step.
     """
@@ -32,14 +32,14 @@ class Problem:
     id: str
     messages: tuple[Message, ...]
     generator: str = "problems"
-    reference: Any = field(default=None, repr=False)
+    expected: Any = field(default=None, repr=False)
     verifier: Verifier | None = None
     step: Step = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.id or not self.generator:
             raise ConfigError(f"problem: id is {self.id!r} and generator {self.generator!r}; give both a name")
-        object.__setattr__(self, "step", Step(self.messages, reference=self.reference, id=self.id))
+        object.__setattr__(self, "step", Step(self.messages, expected=self.expected, id=self.id))
 
     def body(self, verifier: Verifier | None = None) -> dict[str, Any]:
         """What identifies it, as plain JSON; ``verifier`` judges it where it brings none."""
@@ -48,13 +48,13 @@ class Problem:
             "id": self.id,
             "generator": self.generator,
             "messages": [dict(message) for message in self.messages],
-            "reference": self.reference,
+            "expected": self.expected,
             "verifier": None if judge is None else judge.name,
         }
         plain: dict[str, Any] = json.loads(json.dumps(body, default=str))
         return plain
 
 
-def is_number(reference: object) -> bool:
+def is_number(answer: object) -> bool:
     """Whether a right answer is a plain number, so that a unit beside one is no part of the answer."""
-    return NUMBER.fullmatch(str(reference).strip()) is not None
+    return NUMBER.fullmatch(str(answer).strip()) is not None

@@ -1,1 +1,0 @@
-"""The parts of ``RecoverabilityMiddleware``: one file for each thing that a model call goes through."""

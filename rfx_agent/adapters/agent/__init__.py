@@ -1,0 +1,1 @@
+"""``RecoverabilityMiddleware`` for ``create_agent``."""

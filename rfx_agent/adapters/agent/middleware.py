@@ -1,0 +1,329 @@
+"""Recovery as middleware of LangChain's ``create_agent``: one line, and a failed answer is recovered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from rfx_agent.errors import ConfigError, Unresolved
+
+try:
+    from langchain.agents.middleware.types import AgentMiddleware, ModelRequest, ModelResponse
+    from langchain.agents.structured_output import StructuredOutputError
+except ImportError as error:
+    raise ConfigError("langchain is not installed; install it with: pip install 'rfx-agent[langchain]'") from error
+
+from langchain_core.messages import BaseMessage, convert_to_openai_messages
+
+from rfx_agent.adapters.agent.answers import (
+    Answer,
+    in_response,
+    marks_of,
+    open_case,
+    response_of,
+    retract,
+    schema_of,
+    with_update,
+)
+from rfx_agent.adapters.agent.person import PersonHooks
+from rfx_agent.adapters.agent.state import AgentRun, Purses, RecoverabilityState
+from rfx_agent.adapters.agent.thing import AgentModel, Parameters, answer_of, fits, rollout_of_response
+from rfx_agent.adapters.agent.tools import ToolCheck, ToolHooks, checked_checks
+from rfx_agent.adapters.attempts import Again, Attempts, response_id
+from rfx_agent.adapters.graph.source import streaming
+from rfx_agent.adapters.shield import Shield
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.case import Case
+from rfx_agent.checks import among, whole
+from rfx_agent.engine.drive import Call, Flow, drive, drive_async
+from rfx_agent.engine.nodes import diagnose, judged, recover, start, until_asked
+from rfx_agent.engine.run import Run
+from rfx_agent.engine.settings import Settings
+from rfx_agent.ports import Sampler, Tool, Verifier
+from rfx_agent.records import Message, Spend, Step
+
+if TYPE_CHECKING:
+    from rfx_agent.budgets.step import RetryBudget
+    from rfx_agent.evidence.calibration import Calibration
+    from rfx_agent.policies import Policy
+    from rfx_agent.ports import Scorer
+
+__all__ = ["RecoverabilityMiddleware"]
+
+_ME = "RecoverabilityMiddleware"
+
+
+class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
+    """Verifies an agent's final answers, and recovers those that fail.
+
+        agent = create_agent(model, tools, middleware=[RecoverabilityMiddleware(verifier=...)])
+
+    A response that calls tools is no answer and passes on. A final one (no tool calls, or a structured response, which
+    is judged as JSON) goes to the verifier; nothing else makes it a failure, and one that passes costs nothing more.
+    After a failure the model is asked again with the same request, which does not grow; the case is diagnosed and
+    routed as everywhere else. What comes back is a whole message of a draw (its id and its tokens with it), or one
+    made of the text of a tool or a person; ``response_metadata["rfx"]`` says how it came about.
+
+    A draw that calls tools counts as failed. Where nothing else succeeds and no person is asked it is what comes back,
+    with outcome ``continued``: the agent goes on and its next answer is judged; with ``per="call"`` it never does,
+    because no budget would end that. A structured response that LangChain cannot parse counts as a failed answer too.
+
+    Order (the first in the list is the outermost):
+
+    - ``ModelRetryMiddleware`` and ``ModelFallbackMiddleware`` go after this one, so that each draw has them inside;
+      give the first ``on_failure="error"``, or the text of its error is judged as an answer. A retry outside would
+      repeat a whole recovery: it is refused with a ``ConfigError``. A fallback outside recovers with the next model,
+      under what is left of the budget.
+    - What changes the request (tool selection, context editing, prompts) goes before this one, or it is done again
+      for each draw. Of middleware inside that returns commands, LangChain keeps those of the draws last made.
+    - ``SummarizationMiddleware``, ``HumanInTheLoopMiddleware``, ``ModelCallLimitMiddleware`` and
+      ``ToolCallLimitMiddleware`` work in nodes of their own and may stand anywhere. The call limits count answers of
+      the agent's model node; draws are capped by ``budget``.
+
+    Streams (``stream_mode="messages"``): the first attempt is seen as it is written, because nobody knows yet that it
+    will fail. Once it has, the custom stream says ``{"type": "rfx.retract", "step_id": ..., "message": id}``; further
+    attempts are not streamed, and the message that stands arrives whole. The custom stream has the events of the
+    recovery too (``rfx_agent.events.as_record``); an answer that passes is in it only where ``on_event`` is set.
+
+    Counts are in the agent's state: ``rfx_run`` since the last message of the user, an interrupt in between included,
+    ``rfx_thread`` over the thread. A subagent is a run of its own, with a budget of its own.
+
+    Args:
+        verifier: judges answers.
+        tool: what ``tool_verify`` runs.
+        sampler: the model that drives ``tool``; by default the agent's own, without its tools.
+        scorer: gives an ancestor's log-probabilities, for models that report their own.
+        policy: decides the routes.
+        budget: caps on recovery, in one run or in one call of the model (``per``).
+        calibration: the population that features are scored against.
+        per: what one budget is for.
+        on_unresolved: whether an answer that nothing rescued raises ``Unresolved``, or comes back with its outcome.
+        interrupts: whether a person is asked about it. The question is a node after the model, so that a resume calls
+            no model again; it needs a checkpointer.
+        recovers: per name of a tool a function of (request, message) that says whether its result will do: True,
+            False, or why not. One that will not is asked for again, each time for one attempt of the budget, which
+            parallel calls share; then the model is told, by a ``ToolMessage`` with status ``error``.
+        tool_retries: most further calls of one tool call.
+        expected: makes what the verifier compares with from the model request; no model sees it.
+        step_id: makes the step's name from the model request; by default a digest of its last message.
+        temperature: of draws; None for the agent's own. A lifted one is set all the same.
+        max_tokens: most tokens of a draw, set on the model; None leaves that alone and reserves 512.
+        takes_temperature: whether the model does; None looks whether it has such a field.
+        options: further parameters of ``Recovery``.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+    """
+
+    state_schema = RecoverabilityState
+    _settings: Settings
+    _purses: Purses
+    _per: str
+    _on_unresolved: str
+    _recovers: Mapping[str, ToolCheck]
+    _tool_retries: int
+
+    def __new__(cls, *, interrupts: bool = False, recovers: Any = None, **_: Any) -> RecoverabilityMiddleware:
+        """Choose the class by what is asked for: LangChain adds a node for each hook that a class defines."""
+        if cls is RecoverabilityMiddleware:
+            cls = _CLASSES[bool(interrupts), bool(recovers)]
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        *,
+        verifier: Verifier,
+        tool: Tool | None = None,
+        sampler: Sampler | None = None,
+        scorer: Scorer | None = None,
+        policy: Policy | None = None,
+        budget: RetryBudget | None = None,
+        calibration: Calibration | None = None,
+        per: Literal["run", "call"] = "run",
+        on_unresolved: Literal["raise", "return"] = "raise",
+        interrupts: bool = False,
+        recovers: Mapping[str, ToolCheck] | None = None,
+        tool_retries: int = 2,
+        expected: Callable[[ModelRequest[Any]], Any] | None = None,
+        step_id: Callable[[ModelRequest[Any]], str] | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        takes_temperature: bool | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.tools = []
+        among(f"{_ME}: per", per, ("run", "call"))
+        among(f"{_ME}: on_unresolved", on_unresolved, ("raise", "return"))
+        among(f"{_ME}: interrupts", interrupts, (True, False))
+        whole(f"{_ME}: tool_retries", tool_retries)
+        for name, value in (("expected", expected), ("step_id", step_id)):
+            if value is not None and not callable(value):
+                raise ConfigError(f"{_ME}: {name} is {value!r}; give a function of the model request")
+        known = {f.name for f in fields(Settings)} - {"sampler"}
+        if unknown := sorted(set(options) - known):
+            raise ConfigError(f"{_ME}: unknown parameter {unknown[0]!r}; Recovery's are {', '.join(sorted(known))}")
+        if interrupts and options.get("escalator") is not None:
+            raise ConfigError(f"{_ME}: interrupts is True and escalator is set; give one way to ask a person")
+        given = {
+            "tool": tool,
+            "scorer": scorer,
+            "policy": policy,
+            "budget": budget,
+            "calibration": calibration,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+        }
+        options |= {name: value for name, value in given.items() if value is not None}
+        self._settings = Settings(sampler, verifier, **options)
+        self._per, self._on_unresolved, self._interrupts = per, on_unresolved, interrupts
+        self._parameters = Parameters(temperature, max_tokens, takes_temperature)
+        self._recovers, self._tool_retries = checked_checks(recovers), tool_retries
+        self._expected, self._step_id = expected, step_id
+        self._purses = Purses(self._settings.budget)
+
+    @property
+    def name(self) -> str:
+        """What it is called in the agent's graph and in traces."""
+        return _ME
+
+    def wrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
+    ) -> Answer:
+        """Call the model, and recover its answer where that fails.
+
+        Raises:
+            Unresolved: nothing rescued it; with the whole case.
+            VerifierError: the verifier broke.
+        """
+        return drive(self._flow(request, handler))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
+    ) -> Answer:
+        """The same on the running event loop."""
+        return await drive_async(self._flow(request, handler))
+
+    def _flow(self, request: ModelRequest[Any], handler: Callable[..., Any]) -> Flow[Answer]:
+        agent = AgentRun.of(request.state, request.runtime, self._purses)
+        call = self._call(agent, request)
+        (reply,) = yield (Call(handler, handler, (request,)),)
+        malformed = reply.error if isinstance(reply.error, StructuredOutputError) else None
+        if reply.error is not None and malformed is None:
+            raise reply.error
+        first: ModelResponse[Any] | None = reply.value
+        if first is not None and answer_of(first) is None:
+            return with_update(first, agent.update())
+        step, response = self._step(request), malformed or reply.value
+        ledger = agent.purse.ledger if self._per == "run" else Ledger(self._settings.budget)
+        run = Run.of(self._settings, on_event=streaming(self._settings))
+        candidate = rollout_of_response(response)
+        candidate = replace(candidate, response_id=candidate.response_id or response_id(1))
+        verdict = None if first is None else (yield from judged(run, step, candidate, ledger))
+        if first is not None and verdict is not None and verdict.passed:
+            if run.unseen:
+                agent.purse.charge(verdict.spent(run))
+            else:  # hooks are told what the engine decides
+                case = yield from diagnose(run, (yield from verdict.opened(run)), human=False)
+                agent.purse.charge(case.ledger.spent - ledger.spent)
+            return with_update(first, agent.update("accepted"))
+        model = AgentModel(request, handler, self._settings.sampler, self._parameters, self._settings.temperature)
+        attempts = Attempts(model)
+        attempts.first(model.made(response, Again(1)))
+        like = None if first is None else first.structured_response
+        schema = schema_of(request) if like is not None or malformed else None
+        shield = Shield(self._settings.verifier, attempts, fits(like, schema))
+        run = replace(run, sampler=attempts, verifier=shield, temperature=model.temperature)
+        if verdict is None:
+            case = start(run, step, candidate, ledger=ledger)
+        else:
+            case = yield from verdict.opened(run)
+        retract(request, step, response)
+        asks = self._interrupts and first is not None
+        case = yield from until_asked(run, case, human=True) if asks else recover(run, case)
+        agent.purse.charge(spent := case.ledger.spent - ledger.spent)
+        return self._answer(case, spent, agent, call, request, model, attempts, first, malformed)
+
+    def _answer(
+        self,
+        case: Case,
+        spent: Spend,
+        agent: AgentRun,
+        call: tuple[Any, ...],
+        request: ModelRequest[Any],
+        model: AgentModel,
+        attempts: Attempts,
+        first: ModelResponse[Any] | None,
+        malformed: StructuredOutputError | None,
+    ) -> Answer:
+        """What the recovery of a failed answer gives back to the agent."""
+        marks, outcome = marks_of(case, spent), case.outcome
+        if outcome is None:  # a person is asked, about a response that there is
+            assert first is not None  # noqa: S101
+            response = in_response(first, marks)
+            return with_update(response, agent.update("asked") | {"rfx_open": open_case(case, response, marks)})
+        if outcome.ok:
+            response = response_of(outcome, case, attempts, request, first)
+            return with_update(in_response(response, marks), agent.update(outcome.status))
+        if outcome.status in ("unresolved", "unasked") and model.going_on is not None and self._per == "run":
+            going_on = in_response(model.going_on, marks | {"outcome": "continued"})
+            return with_update(going_on, agent.update("continued"))
+        if self._on_unresolved == "raise":
+            agent.purse.gave_up = call
+            raise Unresolved(outcome.sentence, case=case) from malformed
+        if malformed is not None:
+            raise malformed
+        assert first is not None  # noqa: S101  # there is a response, or malformed
+        return with_update(in_response(first, marks), agent.update(outcome.status))
+
+    def _call(self, run: AgentRun, request: ModelRequest[Any]) -> tuple[Any, ...]:
+        """What tells this call of the model node from others; refuses what cannot work before anything is spent."""
+        info = getattr(request.runtime, "execution_info", None)
+        call = (getattr(info, "task_id", None), getattr(info, "node_attempt", None), id(request.model))
+        if info is not None and run.purse.gave_up == call:
+            raise ConfigError(
+                f"{_ME}: a middleware outside it retries an answer that stayed unresolved; put ModelRetryMiddleware "
+                "and its like after it in the list of middleware"
+            )
+        if self._interrupts and info is not None and info.thread_id is None:
+            raise ConfigError(
+                f"{_ME}: interrupts is True, but the agent keeps no state to resume from; give create_agent a "
+                "checkpointer, and a thread_id in the config"
+            )
+        return call
+
+    def _step(self, request: ModelRequest[Any]) -> Step:
+        system = [] if request.system_message is None else [request.system_message]
+        given: list[BaseMessage] = [*system, *request.messages]
+        messages: tuple[Message, ...] = tuple(dict(m) for m in convert_to_openai_messages(given))
+        if not messages:
+            messages = ({"role": "user", "content": ""},)
+        if self._step_id is not None:
+            step_id = self._step_id(request)
+        else:  # a digest of the whole conversation would cost more with every turn
+            last = given[-1].text if given else ""
+            step_id = hashlib.sha256(f"{len(given)}:{last}".encode(errors="replace")).hexdigest()[:12]
+        expected = None if self._expected is None else self._expected(request)
+        return Step(messages, expected=expected, id=step_id)
+
+
+class _Asking(PersonHooks, RecoverabilityMiddleware):
+    pass
+
+
+class _Checking(ToolHooks, RecoverabilityMiddleware):
+    pass
+
+
+class _AskingAndChecking(PersonHooks, ToolHooks, RecoverabilityMiddleware):
+    pass
+
+
+_CLASSES: Mapping[tuple[bool, bool], type[RecoverabilityMiddleware]] = {
+    (False, False): RecoverabilityMiddleware,
+    (True, False): _Asking,
+    (False, True): _Checking,
+    (True, True): _AskingAndChecking,
+}

@@ -1,0 +1,148 @@
+"""The agent's own model call as a thing that can be run again: one more run of everything inside the middleware."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from langchain.agents.middleware.types import ModelRequest, ModelResponse
+from langchain.agents.structured_output import StructuredOutputError
+from langchain_core.messages import AIMessage
+from langchain_core.runnables.config import set_config_context
+
+from rfx_agent.adapters.attempts import Again, Made, Thing, in_context
+from rfx_agent.adapters.texts import as_text, restored
+from rfx_agent.ports import Sampler
+from rfx_agent.records import Rollout
+from rfx_agent.samplers.chat import ChatModelSampler, rollout_of
+
+__all__ = ["AgentModel", "Parameters", "Response", "answer_of", "fits", "rollout_of_response"]
+
+Response: TypeAlias = ModelResponse[Any] | StructuredOutputError
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Which parameters of a draw differ from the agent's own.
+
+    Attributes:
+        temperature: the user's, or None for the agent's own; a lifted one is set all the same.
+        max_tokens: the user's, or None for the agent's own.
+        takes_temperature: whether the model does; None looks whether it has such a field.
+    """
+
+    temperature: float | None = None
+    max_tokens: int | None = None
+    takes_temperature: bool | None = None
+
+
+def answer_of(response: ModelResponse[Any]) -> AIMessage | None:
+    """The message that answers, or None where the agent goes on: it calls tools, and gives no structured response."""
+    message = _said(response)
+    if message is None or (message.tool_calls and response.structured_response is None):
+        return None
+    return message
+
+
+def rollout_of_response(made: Response, temperature: float | None = None) -> Rollout:
+    """What the model gave, as a rollout."""
+    message = made.ai_message if isinstance(made, StructuredOutputError) else _said(made)
+    assert message is not None  # noqa: S101  # a model call gives a message
+    rollout = rollout_of(message, temperature, name="r0")
+    if isinstance(made, ModelResponse) and made.structured_response is not None:
+        # The tokens spell the model's own text, and no place in this one.
+        return replace(rollout, text=as_text(made.structured_response), tokens=None)
+    return rollout
+
+
+class AgentModel(Thing):
+    """The agent's own model call, through the middleware inside, as a thing that can be run again.
+
+    Attributes:
+        temperature: the agent's own as far as it is known, else ``nominal``.
+        going_on: the first run that calls tools instead of answering, or None.
+    """
+
+    def __init__(
+        self,
+        request: ModelRequest[Any],
+        handler: Callable[..., Any],
+        model: Sampler | None,
+        settings: Parameters,
+        nominal: float,
+    ) -> None:
+        self._request, self._handler, self._model, self._settings = request, handler, model, settings
+        own_model = request.model
+        declared = getattr(type(own_model), "model_fields", {})
+        name = getattr(own_model, "model_name", None) or getattr(own_model, "model", None)
+        self.name = str(name or type(own_model).__name__)
+        takes = settings.takes_temperature
+        self.takes_temperature = "temperature" in declared if takes is None else takes
+        self._driving = tuple(name for name in ("temperature", "max_tokens") if name in declared)
+        own = request.model_settings.get("temperature", getattr(own_model, "temperature", None))
+        known = own if isinstance(own, (int, float)) and own >= 0 else nominal
+        self.temperature = known if settings.temperature is None else settings.temperature
+        self.going_on: ModelResponse[Any] | None = None
+
+    def driver(self) -> Sampler:
+        """The model that drives the tool: the one given, else the agent's own, without its tools."""
+        return self._model or ChatModelSampler(self._request.model, arguments=self._driving)
+
+    def run(self, again: Again) -> Response:
+        """One more call of the model. Its tokens are left out of streams."""
+        with set_config_context(again.config(sync=True)) as context:
+            return context.run(self._handler, self._as(again))  # type: ignore[no-any-return]  # LangChain's handler
+
+    async def arun(self, again: Again) -> Response:
+        """The same on the running event loop."""
+        with set_config_context(again.config(sync=False)) as context:
+            return await in_context(self._handler(self._as(again)), context)  # type: ignore[no-any-return]  # as above
+
+    def made(self, output: Response, again: Again) -> Made:
+        """What the model gave. A response that calls tools is no answer."""
+        rollout = rollout_of_response(output, again.request.temperature)
+        if isinstance(output, StructuredOutputError):
+            return Made(rollout, flaw=f"it is no structured response: {output}", usage=rollout.usage)
+        if answer_of(output) is None:
+            self.going_on = self.going_on or output
+            return Made(rollout, flaw="it calls tools, and is no answer", usage=rollout.usage)
+        return Made(rollout, output, usage=rollout.usage)
+
+    def failed(self, error: Exception, again: Again) -> Made:
+        """A structured response that LangChain cannot parse is a failed answer; anything else is out of order."""
+        if isinstance(error, StructuredOutputError):
+            return self.made(error, again)
+        return Made(error=error)
+
+    def _as(self, again: Again) -> ModelRequest[Any]:
+        """The agent's request, its parameters changed only where they differ from the agent's own."""
+        request, changed = again.request, dict[str, Any]()
+        if self._settings.temperature is not None or request.temperature != self.temperature:
+            changed["temperature"] = request.temperature
+        if self._settings.max_tokens is not None:
+            changed["max_tokens"] = self._settings.max_tokens
+        if request.seed is not None:
+            changed["seed"] = request.seed + again.index  # or all draws would be one
+        if not changed:
+            return self._request
+        return self._request.override(model_settings={**self._request.model_settings, **changed})
+
+
+def fits(like: Any, schema: Any) -> Callable[[str], str] | None:
+    """Tells why a text of another origin is no structured response, for ``Shield``; None where any text will do."""
+    if like is None and schema is None:
+        return None
+
+    def flaw(text: str) -> str:
+        try:
+            restored(text, like=like, schema=schema)
+        except ValueError as error:
+            return f"it is no structured response: {str(error)[:300]}"
+        return ""
+
+    return flaw
+
+
+def _said(response: ModelResponse[Any]) -> AIMessage | None:
+    return next((m for m in reversed(response.result) if isinstance(m, AIMessage)), None)

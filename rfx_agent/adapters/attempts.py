@@ -1,0 +1,274 @@
+"""The user's own chain, node or agent as a sampler: a draw is one more run of it on the same input."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.outputs import LLMResult
+from langchain_core.runnables import RunnableConfig, ensure_config, patch_config
+from langchain_core.runnables.config import (
+    get_async_callback_manager_for_config,
+    get_callback_manager_for_config,
+    set_config_context,
+)
+from langchain_core.runnables.utils import gather_with_concurrency
+
+from rfx_agent.errors import ConfigError, RfxError, SamplerError, is_control_flow
+from rfx_agent.ports import Sampler
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage
+
+__all__ = ["RETRACT", "Again", "Attempts", "Made", "Reported", "Thing", "in_context", "response_id", "tag"]
+
+RETRACT = "rfx.retract"
+"""Name of the custom event that retracts what was streamed of a failed attempt."""
+_NOSTREAM = "nostream"  # LangGraph's tag for model calls that stream_mode "messages" leaves out
+
+
+@dataclass(slots=True)
+class Made:
+    """What one run of a thing gave.
+
+    Attributes:
+        rollout: the run as the engine sees it; None where it gave no answer, and so is no draw.
+        output: what the caller gets if this run is chosen.
+        flaw: why its rollout cannot stand, whatever the text, or "".
+        error: what the thing raised, where that means that the thing itself is out of order.
+        usage: what the run used.
+    """
+
+    rollout: Rollout | None = None
+    output: Any = None
+    flaw: str = ""
+    error: Exception | None = None
+    usage: Usage = field(default_factory=lambda: Usage(calls=1))
+
+
+def _reported() -> Reported:
+    return Reported()
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """One further run that is to be made.
+
+    Attributes:
+        number: of the run, from 1; the caller's own is the first.
+        request: what the engine asks for; nothing for the caller's own run.
+        index: of the run within the request, from 0.
+        reported: counts the tokens of the models inside the run, where its config is passed on.
+    """
+
+    number: int
+    request: SampleRequest = SampleRequest(({"role": "user", "content": ""},))
+    index: int = 0
+    reported: Reported = field(default_factory=_reported)
+
+    def config(self, *, sync: bool) -> RunnableConfig:
+        """The configuration that is active here, for a run that is tagged and streams no tokens to the user."""
+        config = ensure_config()
+        manager: Any = (get_callback_manager_for_config if sync else get_async_callback_manager_for_config)(config)
+        manager.add_tags([tag(self.number), _NOSTREAM], inherit=True)
+        manager.add_handler(self.reported, inherit=True)
+        return patch_config(config, callbacks=manager)
+
+
+class Thing(ABC):
+    """Something of the user's that gives an answer and can be run again.
+
+    Attributes:
+        name: for records and messages.
+        takes_temperature: whether a run honours ``SampleRequest.temperature``.
+    """
+
+    name: str
+    takes_temperature: bool = False
+
+    @abstractmethod
+    def run(self, again: Again) -> Any:
+        """One more run."""
+
+    @abstractmethod
+    async def arun(self, again: Again) -> Any:
+        """The same on the running event loop."""
+
+    @abstractmethod
+    def made(self, output: Any, again: Again) -> Made:
+        """What a run gave."""
+
+    def failed(self, error: Exception, again: Again) -> Made:
+        """What a run came to that raised ``error``. By default the thing is out of order."""
+        return Made(error=error, usage=again.reported.usage())
+
+    def driver(self) -> Sampler | None:
+        """The model that writes a tool's input, or None where there is none."""
+        return None
+
+    def run_all(self, runs: Sequence[Again]) -> list[Made]:
+        """Several runs. One after the other, because a thing need not be safe to run in several threads."""
+        return [self.tried(again) for again in runs]
+
+    async def arun_all(self, runs: Sequence[Again]) -> list[Made]:
+        """Several runs at once, under the config's ``max_concurrency``."""
+        limit = ensure_config().get("max_concurrency")
+        return await gather_with_concurrency(limit, *[self.atried(again) for again in runs])
+
+    def tried(self, again: Again) -> Made:
+        """One more run; an exception is a value, except one that steers LangGraph."""
+        try:
+            output = self.run(again)
+        except Exception as error:
+            if is_control_flow(error):
+                raise
+            return self.failed(error, again)
+        return self.made(output, again)
+
+    async def atried(self, again: Again) -> Made:
+        """The same on the running event loop."""
+        try:
+            output = await self.arun(again)
+        except Exception as error:
+            if is_control_flow(error):
+                raise
+            return self.failed(error, again)
+        return self.made(output, again)
+
+
+class Attempts(Sampler):
+    """Draws of one step by running its thing again. The thing decides what else of a request it honours.
+
+    The first run is the caller's own call: its outcome is the candidate, and no budget is asked for it. A request for
+    a tool's input goes to the model that drives the tool.
+
+    Attributes:
+        outputs: what each run gave that may stand, by response id. Copies of one response are one.
+        flaws: why a run cannot stand, by response id.
+        made: every run, in order.
+    """
+
+    def __init__(self, thing: Thing) -> None:
+        self.name, self.takes_temperature = thing.name, thing.takes_temperature
+        self.outputs: dict[str, Any] = {}
+        self.flaws: dict[str, str] = {}
+        self.made: list[Made] = []
+        self._thing, self._started = thing, 0
+
+    def again(self, request: SampleRequest) -> list[Again]:
+        """The runs that ``request`` takes, numbered."""
+        first, self._started = self._started + 1, self._started + request.n
+        return [Again(first + i, request, i) for i in range(request.n)]
+
+    def take(self, made: Made) -> Made:
+        """Keep what a run gave under its response id."""
+        self.made.append(made)
+        if made.rollout is not None:
+            key = made.rollout.response_id or response_id(len(self.made))
+            if made.rollout.response_id is None:
+                made.rollout = replace(made.rollout, response_id=key)
+            if made.flaw:
+                self.flaws.setdefault(key, made.flaw)
+            else:
+                self.outputs.setdefault(key, made.output)
+        return made
+
+    def first(self, made: Made) -> Made:
+        """Keep the caller's own run."""
+        self._started += 1
+        return self.take(made)
+
+    def sample(self, request: SampleRequest) -> SampleResult:
+        """``request.n`` more runs, or a tool's input."""
+        if request.purpose == "tool_input":
+            again = Again(self._started + 1, request)
+            with set_config_context(again.config(sync=True)) as context:
+                return context.run(self._driver().sample, request)
+        return self._result(self._thing.run_all(self.again(request)))
+
+    async def asample(self, request: SampleRequest) -> SampleResult:
+        """The same on the running event loop."""
+        if request.purpose == "tool_input":
+            again = Again(self._started + 1, request)
+            with set_config_context(again.config(sync=False)) as context:
+                written: SampleResult = await in_context(self._driver().asample(request), context)
+                return written
+        return self._result(await self._thing.arun_all(self.again(request)))
+
+    def _driver(self) -> Sampler:
+        driver = self._thing.driver()
+        if driver is None:
+            raise ConfigError(f"recovery: {self.name} has a tool and no model to drive it; give a sampler")
+        return driver
+
+    def _result(self, runs: Sequence[Made]) -> SampleResult:
+        rollouts, notes, errors = [], [], []
+        for made in map(self.take, runs):
+            if made.error is not None:
+                errors.append(made.error)
+                notes.append(f"{self.name}: {type(made.error).__name__}: {made.error}")
+            elif made.rollout is not None:
+                rollouts.append(made.rollout)
+            else:
+                notes.append(f"{self.name} was run again and gave no answer")
+        spent = sum((x.usage for x in runs), Usage())
+        if errors and not rollouts:
+            failure = self.failure(errors[0], calls=spent.calls)
+            if failure is errors[0]:
+                raise failure
+            raise failure from errors[0]
+        return SampleResult(tuple(rollouts), spent, tuple(dict.fromkeys(notes)))
+
+    def failure(self, error: Exception, *, calls: int = 0) -> RfxError:
+        """``error`` of the thing, as the engine knows errors."""
+        if isinstance(error, RfxError):
+            return error
+        return SamplerError(f"{self.name}: {type(error).__name__}: {error}", calls=calls)
+
+
+class Reported(BaseCallbackHandler):
+    """Counts the tokens that the models inside one run report."""
+
+    run_inline = True
+    ignore_chain = ignore_agent = ignore_retriever = ignore_retry = ignore_chat_model = ignore_custom_event = True
+
+    def __init__(self) -> None:
+        self._usage = Usage()
+        self._lock = threading.Lock()
+
+    def usage(self) -> Usage:
+        """What was reported; a run is at least one call."""
+        return self._usage if self._usage.calls else Usage(calls=1)
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        """One model call is over."""
+        used = Usage(calls=1)
+        for generation in (g for choices in response.generations for g in choices):
+            told = getattr(getattr(generation, "message", None), "usage_metadata", None) or {}
+            used += Usage(told.get("input_tokens", 0), told.get("output_tokens", 0))
+        with self._lock:
+            self._usage += used
+
+    def on_llm_error(self, error: BaseException, **_: Any) -> None:
+        """One model call failed."""
+        with self._lock:
+            self._usage += Usage(calls=1)
+
+
+def response_id(number: int) -> str:
+    """The response id of a run that has none of its own, by its number."""
+    return f"run:{number}"
+
+
+def tag(number: int) -> str:
+    """The tag of a run by its number, as LangChain's retry tags its attempts."""
+    return f"retry:attempt:{number}"
+
+
+async def in_context(work: Coroutine[Any, Any, Any], context: Context) -> Any:
+    """``work`` as a task in ``context``."""
+    return await asyncio.create_task(work, context=context)

@@ -1,0 +1,1 @@
+"""``with_recovery`` around any chain."""

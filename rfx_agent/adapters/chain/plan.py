@@ -1,0 +1,143 @@
+"""What ``with_recovery`` was given, and what it makes of a first output: accept it, or recover it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig
+
+from rfx_agent.adapters.attempts import Attempts, Made
+from rfx_agent.adapters.chain.thing import Chain, Draw
+from rfx_agent.adapters.shield import Shield
+from rfx_agent.adapters.texts import step_of
+from rfx_agent.case import Attempt, Case
+from rfx_agent.engine.drive import Flow
+from rfx_agent.engine.nodes import First, judged, recover, start
+from rfx_agent.engine.run import Run
+from rfx_agent.errors import Unresolved
+from rfx_agent.records import Step
+
+__all__ = ["Plan", "Retracted", "retracted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Retracted:
+    """What was streamed so far is void: it was a speculative attempt, and it failed.
+
+    Attributes:
+        attempt: number of the attempt, from 1.
+        chunks: how many of its chunks went out.
+        characters: how much text was in them; chunks that are neither strings nor messages have none.
+    """
+
+    attempt: int
+    chunks: int
+    characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The parameters of ``with_recovery``, checked; the same for every call."""
+
+    chain: Runnable[Any, Any]
+    run: Run
+    restore: Callable[[str], Any] | None
+    prompt: Callable[[Any], str | Step] | None
+    text: Callable[[Any], str]
+    failures: tuple[type[Exception], ...]
+    run_name: str
+    speculative: bool
+    on_retract: Callable[[Retracted], None] | None
+
+    def thing(
+        self,
+        value: Any,
+        config: RunnableConfig,
+        run: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
+        kwargs: Mapping[str, Any],
+        *,
+        streaming: bool,
+    ) -> Chain[Any, Any]:
+        """The chain, to be run on ``value``."""
+        return Chain(
+            self.chain,
+            value,
+            kwargs,
+            config=config,
+            run=run,
+            step=self._step(value),
+            model=self.run.sampler,
+            text=self.text,
+            failures=self.failures,
+            streaming=streaming,
+        )
+
+    def seen(self, thing: Chain[Any, Any], made: Made) -> Flow[First | None]:
+        """The verdict on the first output, before anything else is done about it; None where there is none to judge."""
+        if made.rollout is None or made.flaw:
+            return None
+        return (yield from judged(self.run, thing.step, made.rollout))
+
+    def finished(self, thing: Chain[Any, Any], made: Made, seen: First | None) -> Flow[Draw[Any]]:
+        """The draw to return: the first as it was, or what recovery came to."""
+        if seen is not None and seen.passed and self.run.unseen:
+            return made.output  # type: ignore[no-any-return]  # a Draw
+        attempts = Attempts(thing)
+        attempts.first(made)
+        run = replace(self.run, sampler=attempts, verifier=Shield(self.run.verifier, attempts))
+        if seen is not None:
+            case = yield from seen.opened(run)
+        elif made.error is None:
+            case = start(run, thing.step, made.rollout)
+        else:
+            why = str(attempts.failure(made.error))
+            case = start(run, thing.step).add((), Attempt("retry", note=why))
+            case = replace(case, blocked=why)
+        return self._chosen((yield from recover(run, case)), attempts, streaming=thing.streaming)
+
+    def _step(self, value: Any) -> Step:
+        if self.prompt is None:
+            return step_of(value)
+        given = self.prompt(value)
+        return given if isinstance(given, Step) else Step.of(given)
+
+    def _chosen(self, case: Case, attempts: Attempts, *, streaming: bool) -> Draw[Any]:
+        outcome = case.outcome
+        if outcome is None or not outcome.ok or outcome.text is None:
+            cause = next((x.error for x in attempts.made if x.error is not None), None)
+            raise Unresolved(outcome.sentence if outcome else "the step has no outcome", case=case) from cause
+        runs = [x for x in case.rollouts if x.text == outcome.text]
+        for rollout in sorted(runs, key=lambda x: not x.passed):
+            draw: Draw[Any] | None = attempts.outputs.get(rollout.response_id or "")
+            if draw is not None:
+                return draw
+        return Draw(self._restored(case, outcome.text, attempts, streaming=streaming))
+
+    def _restored(self, case: Case, text: str, attempts: Attempts, *, streaming: bool) -> Any:
+        """An output made of a text that no run of the chain gave."""
+        if self.restore is not None:
+            return self.restore(text)
+        kind = next((type(draw.output) for draw in attempts.outputs.values()), self.chain.OutputType)
+        if isinstance(kind, type) and issubclass(kind, str):
+            return text
+        if isinstance(kind, type) and issubclass(kind, BaseMessage):
+            return AIMessageChunk(content=text) if streaming else AIMessage(text)
+        by = case.outcome.by if case.outcome else None
+        raise Unresolved(
+            f"the answer came by {by} as text, and the chain returns {getattr(kind, '__name__', kind)}; "
+            "give with_recovery a restore function that makes one from the text",
+            case=case,
+        )
+
+
+def retracted(made: Made) -> Retracted | None:
+    """What has to be taken back of a failed attempt that was streamed; None if nothing went out."""
+    chunks = made.output.chunks if isinstance(made.output, Draw) else None
+    if not chunks:
+        return None
+    texts = [c if isinstance(c, str) else str(c.text) for c in chunks if isinstance(c, (str, BaseMessage))]
+    return Retracted(1, len(chunks), sum(map(len, texts)))

@@ -1,0 +1,184 @@
+"""The recovery graph behind a node of a graph that does not share its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.channels import LastValue
+from langgraph.graph import StateGraph
+from langgraph.types import Command
+
+from rfx_agent.adapters.graph.keys import Answer, Keys, Reading, answer_in, read, replaced
+from rfx_agent.adapters.graph.recovery_graph import RecoveryInput, case_of, outcome_of, recovery_graph, step_input
+from rfx_agent.adapters.graph.source import Given
+from rfx_agent.errors import ConfigError, Unresolved
+
+__all__ = ["add_recovery"]
+
+
+def add_recovery(
+    builder: StateGraph[Any, Any, Any, Any],
+    after: str,
+    *,
+    recovery: Given,
+    prompt: Reading = "messages",
+    answer: str = "messages",
+    expected: Reading | None = None,
+    outcome: str | None = None,
+    goto: str | None = None,
+    unresolved: str | None = None,
+    interrupts: bool = True,
+    name: str = "recover",
+) -> None:
+    """Put the recovery graph behind the node ``after`` of ``builder``, as a node called ``name``.
+
+    The answer that ``after`` left in the state is verified, and recovered where it fails; what comes of it stands
+    under the same key, in the same form. The parent declares none of the recovery graph's keys. What led on from
+    ``after`` leads on from ``name``; call this when those edges are there, or add them to ``name`` later.
+
+    A state without an answer goes through as it is: nothing, no AI message, or one that calls tools. A person's
+    interrupt needs a checkpointer on the parent graph; on resume neither ``after`` nor anything paid for runs again.
+
+    Args:
+        builder: the graph, not compiled yet.
+        after: the node whose answers are to be verified.
+        recovery: what to sample, verify and spend; or a function that makes it of the run's context.
+        prompt: the key of the prompt (text or messages), or a function from the state to text, messages or a
+            ``Step``. Where it is the same key as ``answer``, the messages before the answer are the prompt.
+        answer: the key of the answer: text, or messages, of which the last AI message is the answer. A key with a
+            reducer is given the new message alone, under the failed one's id: ``add_messages`` replaces that one.
+        expected: the key of what the verifier compares with, or a function of the state.
+        outcome: a key that takes the outcome, as a dict with ``status``; without an answer that anybody vouches for,
+            the failed one then stays in the state. Without this key, and without ``unresolved``, that raises.
+        goto: the node to go on to, in place of those that ``after`` led to.
+        unresolved: the node to go to where there is no answer.
+        interrupts: whether a person is asked when nothing helps.
+        name: of the new node.
+
+    Raises:
+        ConfigError: on parameters that do not fit the graph, and on edges that cannot be led through the new node.
+        Unresolved: when the graph runs, if there is no answer and neither ``outcome`` nor ``unresolved`` is set.
+    """
+    keys = Keys(prompt, answer, expected, outcome)
+    keys.check("add_recovery")
+    if not isinstance(builder, StateGraph):
+        raise ConfigError(f"add_recovery: builder is {builder!r}; give the StateGraph before it is compiled")
+    _check(builder, after, keys, name)
+    edges = {end for start, end in builder.edges if start == after}
+    joins = {(starts, end) for starts, end in builder.waiting_edges if after in starts}
+    if goto is not None:
+        leads, joined = {goto}, set[tuple[tuple[str, ...], str]]()
+    else:
+        leads, joined = edges, {(tuple(name if x == after else x for x in starts), end) for starts, end in joins}
+    if unresolved is not None and joined:
+        raise ConfigError(
+            f"add_recovery: unresolved is {unresolved!r}, but {after} is joined with other nodes before "
+            f"{sorted(end for _, end in joined)}; give outcome= and branch behind the join"
+        )
+    graph = recovery_graph(recovery, interrupts=interrupts, name=name)
+    plain = isinstance(builder.channels.get(answer), LastValue)
+    mapping = _Mapping(keys, plain, tuple(sorted(leads)), unresolved, after)
+
+    def recover(state: Any, config: RunnableConfig) -> Any:
+        asked = mapping.asked(state)
+        return mapping.gave(state, graph.invoke(asked, config) if asked is not None else None)
+
+    async def arecover(state: Any, config: RunnableConfig) -> Any:
+        asked = mapping.asked(state)
+        return mapping.gave(state, await graph.ainvoke(asked, config) if asked is not None else None)
+
+    ends = None if unresolved is None else tuple(sorted(leads | {unresolved}))
+    builder.add_node(
+        name,
+        RunnableLambda(recover, arecover, name=name),
+        input_schema=_schema(builder, after, keys),
+        destinations=ends,
+    )
+    builder.edges -= {(after, end) for end in edges}
+    builder.waiting_edges -= joins
+    builder.waiting_edges |= joined
+    builder.add_edge(after, name)
+    if unresolved is None:
+        for end in leads:
+            builder.add_edge(name, end)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapping:
+    """From the parent's state to the recovery graph's input, and from its output to an update of the state."""
+
+    keys: Keys
+    plain: bool
+    leads: tuple[str, ...]
+    unresolved: str | None
+    after: str
+
+    def asked(self, state: Any) -> RecoveryInput | None:
+        """The recovery graph's input, or None where there is no answer to look at."""
+        answer = answer_in(read(state, self.keys.answer))
+        return None if answer is None else step_input(self.keys.step(state, answer), answer.text)
+
+    def gave(self, state: Any, output: Any) -> Any:
+        """The update of the parent's state, and where to go where that is not in the edges."""
+        if output is None:
+            return self._to(self.leads, {})
+        outcome = outcome_of(output)
+        update = {} if self.keys.outcome is None else {self.keys.outcome: output["outcome"]}
+        if not outcome.ok or outcome.text is None:
+            if self.unresolved is None and not update:
+                raise Unresolved(outcome.sentence, case=case_of(output))
+            return self._to(self.leads if self.unresolved is None else (self.unresolved,), update)
+        if outcome.status != "accepted":
+            value = read(state, self.keys.answer)
+            answer = answer_in(value)
+            assert answer is not None  # noqa: S101  # asked has looked
+            update |= {self.keys.answer: self._written(value, answer, outcome.text)}
+        return self._to(self.leads, update)
+
+    def _written(self, value: Any, answer: Answer, text: str) -> Any:
+        made = replaced(value, answer, text)
+        if self.plain:
+            return made
+        if answer.at is None and answer.message is None:
+            raise ConfigError(
+                f"add_recovery: the text under {self.keys.answer!r} has a reducer, which would add the answer to the "
+                f"failed one; take the reducer away, or make {self.after} recoverable itself"
+            )
+        return made if answer.at is None else [made[answer.at]]
+
+    def _to(self, nodes: tuple[str, ...], update: Mapping[str, Any]) -> Any:
+        return dict(update) if self.unresolved is None else Command(goto=nodes, update=dict(update))
+
+
+def _check(builder: StateGraph[Any, Any, Any, Any], after: str, keys: Keys, name: str) -> None:
+    if after not in builder.nodes:
+        raise ConfigError(f"add_recovery: after is {after!r}; give one of the nodes {sorted(builder.nodes)}")
+    if name in builder.nodes:
+        raise ConfigError(f"add_recovery: there is a node {name!r} already; give another name=")
+    if unknown := [key for key in keys.named if key not in builder.channels]:
+        raise ConfigError(f"add_recovery: {unknown[0]!r} is no key of the state; it has {sorted(builder.channels)}")
+    if branches := builder.branches.get(after):
+        raise ConfigError(
+            f"add_recovery: conditional edges ({', '.join(branches)}) lead on from {after!r} and would be taken beside "
+            f"the recovery; call add_recovery first and add_conditional_edges({name!r}, ...) in their place"
+        )
+    if ends := builder.nodes[after].ends:
+        raise ConfigError(
+            f"add_recovery: {after!r} says itself where to go ({', '.join(ends)}); let it return "
+            f"its update without a Command and give goto= here, or make the node recoverable itself"
+        )
+
+
+def _schema(builder: StateGraph[Any, Any, Any, Any], after: str, keys: Keys) -> type[Any]:
+    """The schema that the new node reads: the state's, or ``after``'s own where only that has the keys."""
+    own: type[Any] = builder.nodes[after].input_schema
+    for schema in (builder.state_schema, own):
+        if all(key in builder.schemas[schema] for key in keys.named if key != keys.outcome):
+            return schema
+    raise ConfigError(
+        f"add_recovery: no one schema has all of {', '.join(keys.named)}; declare them in the state, or give functions "
+        "of the state"
+    )

@@ -1,0 +1,231 @@
+"""The recovery graph: the engine's flows as LangGraph nodes.
+
+    diagnose ──accept──────────────▶ END
+       │ ▲
+       ├─┼─▶ resample ──────┐
+       ├─┼─▶ tool_verify ───┤ each remedy returns to diagnose
+       ├─┼─▶ steer ─────────┤ (where a backend offers it)
+       │ └──────────────────┘
+       └───▶ escalate ─────────────▶ END   one interrupt, nothing spent before it
+
+The graph owns the keys of ``RecoveryState`` and touches no other, so it can be a node of any parent graph that
+shares them; ``rfx_agent.add_recovery`` puts it behind a node of a graph that does not.
+
+Every event of the engine is also written to LangGraph's custom stream, as ``rfx_agent.events.as_record`` makes it;
+from within a parent graph they arrive under the subgraph's namespace, with ``subgraphs=True``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, NotRequired
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Checkpointer, Command
+from typing_extensions import TypedDict
+
+from rfx_agent.adapters.graph.ask import ask_person
+from rfx_agent.adapters.graph.source import Given, Source, streaming, task_id
+from rfx_agent.case import Case, Outcome
+from rfx_agent.codec import dump, load, load_case, plain, unreadable
+from rfx_agent.engine.drive import Flow, drive, drive_async
+from rfx_agent.engine.nodes import REMEDIES, diagnose, start
+from rfx_agent.engine.run import Run
+from rfx_agent.errors import ConfigError, StateError
+from rfx_agent.records import Step
+from rfx_agent.recovery import Recovery
+
+__all__ = ["RecoveryInput", "RecoveryOutput", "RecoveryState", "case_of", "outcome_of", "recovery_graph", "step_input"]
+
+
+class RecoveryInput(TypedDict):
+    """What the graph takes.
+
+    ``step`` is a prompt, or the mapping that ``step_input`` makes. ``candidate`` is the text that the agent already
+    has; without it the sampler is asked for the first draw.
+    """
+
+    step: str | dict[str, Any]
+    candidate: NotRequired[str | None]
+
+
+class RecoveryOutput(TypedDict):
+    """What the graph gives: ``outcome`` (the fields of ``Outcome`` that differ from their defaults) and the record."""
+
+    outcome: dict[str, Any]
+    recovery: dict[str, Any]
+
+
+class RecoveryState(RecoveryInput, RecoveryOutput):
+    """Everything that the graph owns. ``recovery`` is a ``Case``, encoded: compact, made of plain values."""
+
+
+def step_input(step: Step, candidate: str | None = None) -> RecoveryInput:
+    """The graph's input for ``step``."""
+    return {"step": plain(step), "candidate": candidate}
+
+
+def outcome_of(state: RecoveryOutput | dict[str, Any]) -> Outcome:
+    """The typed outcome in a state that the graph returned."""
+    return load(Outcome, state["outcome"])
+
+
+def case_of(state: RecoveryOutput | dict[str, Any]) -> Case:
+    """The whole case in a state that the graph returned; with the outcome alone where this version cannot read it."""
+    try:
+        return load(Case, state["recovery"])
+    except StateError:
+        return replace(unreadable(StateError()), outcome=outcome_of(state))
+
+
+def recovery_graph(
+    recovery: Given,
+    *,
+    context_schema: type[Any] | None = None,
+    interrupts: bool = True,
+    checkpointer: Checkpointer = None,
+    name: str = "recovery",
+) -> CompiledStateGraph[RecoveryState, Any, RecoveryInput, RecoveryOutput]:
+    """The recovery graph, compiled: on its own with a checkpointer, or as a node of another graph.
+
+    Args:
+        recovery: what to sample, verify and spend; or a function that makes it of the run's context, called in every
+            node, so let it give the same object for the same context.
+        context_schema: of the context that such a function takes: a pydantic model, a dataclass or a TypedDict.
+        interrupts: whether ``escalate`` interrupts for a person. Without it a failure that nothing rescued ends
+            ``unresolved``. An interrupt needs a checkpointer, here or in the parent graph.
+        checkpointer: as ``StateGraph.compile`` takes it.
+        name: the graph's name in traces and drawings.
+
+    Raises:
+        ConfigError: ``recovery`` is neither.
+    """
+    source = Source(recovery, where="recovery_graph")
+    absent = set()
+    if source.fixed is not None:
+        absent = {
+            node for node, part in (("tool_verify", "tool"), ("steer", "steerer")) if not getattr(source.fixed, part)
+        }
+    remedies = [node for node in REMEDIES if node not in absent]
+
+    def opened(run: Run, state: RecoveryState) -> Flow[Case]:
+        return diagnose(run, _opened(run, state), human=interrupts)
+
+    builder = StateGraph(
+        RecoveryState, context_schema=context_schema, input_schema=RecoveryInput, output_schema=RecoveryOutput
+    )
+    builder.add_node(
+        "diagnose",
+        _flow_node("diagnose", source, opened, _routed),
+        destinations=(*remedies, "escalate", END) if interrupts else (*remedies, END),
+    )
+    builder.add_edge(START, "diagnose")
+    for node in remedies:
+        flow = _flow_node(node, source, _kept(REMEDIES[node]), _returned)
+        builder.add_node(node, flow, destinations=("diagnose",))
+    if interrupts:
+        builder.add_node("escalate", _flow_node("escalate", source, _kept(ask_person), _answered))
+        builder.add_edge("escalate", END)
+    return builder.compile(checkpointer=checkpointer, name=name)
+
+
+class _Node(Runnable[RecoveryState, Any]):
+    """A node with a sync and an async side. LangGraph makes it a run; a ``RunnableLambda`` would be a second one."""
+
+    def __init__(
+        self, name: str, run: Callable[[RecoveryState], Any], arun: Callable[[RecoveryState], Awaitable[Any]]
+    ) -> None:
+        self.name, self._run, self._arun = name, run, arun
+
+    def invoke(self, input: RecoveryState, config: RunnableConfig | None = None, **_: Any) -> Any:  # noqa: A002  # LangChain's name
+        return self._run(input)
+
+    async def ainvoke(self, input: RecoveryState, config: RunnableConfig | None = None, **_: Any) -> Any:  # noqa: A002  # LangChain's name
+        return await self._arun(input)
+
+
+def _flow_node(
+    name: str,
+    source: Source,
+    flow: Callable[[Run, RecoveryState], Flow[Case]],
+    give: Callable[[Case], Any],
+) -> _Node:
+    def run(state: RecoveryState) -> Any:
+        try:
+            return give(drive(flow(_run(source.get()), state)))
+        except StateError as error:
+            return _unreadable(error)
+
+    async def arun(state: RecoveryState) -> Any:
+        try:
+            return give(await drive_async(flow(_run(await source.aget()), state)))
+        except StateError as error:
+            return _unreadable(error)
+
+    return _Node(name, run, arun)
+
+
+def _run(recovery: Recovery) -> Run:
+    return Run.of(recovery, on_event=streaming(recovery))
+
+
+def _kept(flow: Callable[[Run, Case], Flow[Case]]) -> Callable[[Run, RecoveryState], Flow[Case]]:
+    return lambda run, state: flow(run, load_case(state["recovery"]))
+
+
+def _opened(run: Run, state: RecoveryState) -> Case:
+    step = _step(state["step"])
+    if _returns(state.get("recovery"), step):
+        return load_case(state["recovery"])
+    # LangGraph gives a node that runs again from the same checkpoint the same task, in whatever process.
+    return start(run, step, state.get("candidate"), run_id=task_id() if run.settings.shared is not None else "")
+
+
+def _step(given: str | dict[str, Any]) -> Step:
+    if isinstance(given, str):
+        return Step.of(given)
+    try:
+        return load(Step, given)
+    except StateError as error:  # it is the caller's input, and no state
+        raise ConfigError(
+            f"recovery graph: step is {given!r}: {error}; give a prompt, or what step_input makes"
+        ) from error
+
+
+def _returns(kept: Any, step: Step) -> bool:
+    """Whether ``kept`` is a case of ``step`` that comes back from its remedy.
+
+    Any other belongs to an earlier run of the thread: it has ended, was left before a person, or was interrupted. That
+    one need not be readable.
+    """
+    try:
+        paid = kept["decisions"][-1]["budget_after"] is not None
+        return bool(paid and kept["step"]["id"] == step.id and not kept.get("outcome") and not kept.get("ask"))
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return False
+
+
+def _routed(case: Case) -> Command[str]:
+    if case.outcome is not None:
+        return Command(goto=END, update=_updated(case) | {"outcome": plain(case.outcome)})
+    return Command(goto="escalate" if case.ask is not None else case.decision.route, update=_updated(case))
+
+
+def _updated(case: Case) -> dict[str, Any]:
+    return {"recovery": dump(case)}
+
+
+def _returned(case: Case) -> Command[str]:
+    return Command(goto="diagnose", update=_updated(case))
+
+
+def _answered(case: Case) -> dict[str, Any]:
+    return _updated(case) | {"outcome": plain(case.outcome)}
+
+
+def _unreadable(error: StateError) -> Command[str]:
+    """The end of a case that this version cannot read. The case itself stays as it was, for a version that can."""
+    return Command(goto=END, update={"outcome": plain(unreadable(error).outcome)})

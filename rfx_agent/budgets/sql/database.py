@@ -1,0 +1,203 @@
+"""One transaction over many requests. Needs SQLAlchemy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from rfx_agent.budgets.accounting import AccountRow, Book, NotLoaded, micros
+from rfx_agent.budgets.limits import Account, Claim, Refused
+from rfx_agent.budgets.sql.engine import engine_for, known, prepare, reading
+from rfx_agent.budgets.sql.failures import Unknown, refused
+from rfx_agent.budgets.sql.operations import Operation, expire
+from rfx_agent.budgets.sql.tables import (
+    Statements,
+    account_of,
+    accounts_of,
+    columns_of_account,
+    columns_of_reservation,
+    reservation_of,
+)
+from rfx_agent.budgets.sql.url import Place
+from rfx_agent.errors import StoreError
+
+__all__ = ["Credit", "Database"]
+
+_ROUNDS = 10  # beginnings of one transaction that finds more to load
+_SWEPT = 200  # reservations that expire in one transaction
+_FORGOTTEN = 1000  # rows forgotten in one transaction
+
+
+@dataclass(slots=True)
+class Credit:
+    """Normal traffic that was not written yet.
+
+    Attributes:
+        claim: the account, and how much.
+        since: ``Database.tick`` when the first of it was seen; all of it expires as early as that.
+    """
+
+    claim: Claim
+    since: float
+
+
+@dataclass(slots=True)
+class _More:
+    """What a transaction needs besides what its operations say; found out while it runs."""
+
+    sweep: bool
+    names: set[str] = field(default_factory=set)
+    late: list[Operation] = field(default_factory=list)
+
+
+class Database:
+    """Everything that is done to the tables. All but ``seen`` is called from one thread at a time.
+
+    Args:
+        place: where they are.
+        clock: seconds since the epoch; None for the database's own, which all machines share.
+        keep: microseconds that what has ended is remembered.
+        timeout: seconds that a transaction waits for a lock, or for a connection.
+    """
+
+    def __init__(self, place: Place, *, clock: Callable[[], float] | None, keep: int, timeout: float) -> None:
+        self.place = place
+        self.tick = clock or time.monotonic
+        self._clock = clock
+        self._keep = keep
+        self._engine = engine_for(place, timeout, pooled=True)
+        self._does = Statements(self._engine.dialect.name)
+        self._prepared = False
+        self._swept = self._forgot = float("-inf")
+
+    def run(
+        self,
+        operations: Sequence[Operation],
+        credits: Sequence[Credit],  # noqa: A002  # the word of the ratio
+        *,
+        counting: bool = True,
+    ) -> list[Any]:
+        """Do ``operations`` in one transaction, and say what they answer.
+
+        Raises:
+            Unknown: nobody knows whether it was committed.
+            Exception: SQLAlchemy's; nothing was done.
+        """
+        if not self._prepared:
+            prepare(self._engine, self.place, "budgets")
+            self._prepared = True
+        more = _More(sweep=time.monotonic() - self._swept >= 1)
+        with self._engine.connect() as connection:
+            for _ in range(_ROUNDS):
+                answers = self._attempt(connection, operations, credits, more, counting)
+                if answers is not None:
+                    return answers
+                connection.rollback()
+        raise StoreError(f"{self.place.shown}: accounts vanish while they are looked for; who deletes them?")
+
+    def seen(self, prefix: str) -> list[Account]:
+        """All accounts whose name begins with ``prefix``, as they are once every reservation has expired that is due.
+
+        Reads only: from any thread, and where no table was ever made.
+        """
+        if self.place.missing:
+            return []
+        with reading(self._engine) as connection:
+            if not known(connection, self.place, "budgets"):
+                return []
+            now = self._now(connection)
+            # The accounts first: a reservation that expires between the two does not expire twice then.
+            found = [account_of(x) for x in connection.execute(self._does.all_accounts)]
+            late = [reservation_of(x) for x in connection.execute(self._does.all_late, {"now": now})]
+        book = Book(keep_for=self._keep)
+        book.accounts = {x.name: x for x in found}
+        book.reservations = {x.id: x for x in late}
+        for row in late:
+            book.expire(row.id, now)
+        return [x.seen(now) for name, x in sorted(book.accounts.items()) if name.startswith(prefix)]
+
+    def forget(self) -> None:
+        """Delete what ended long ago; does something once a minute at most."""
+        if time.monotonic() - self._forgot < 60:
+            return
+        with self._engine.begin() as connection:
+            given = {"now": self._now(connection), "most": _FORGOTTEN}
+            if connection.execute(self._does.forget, given).rowcount < _FORGOTTEN:
+                self._forgot = time.monotonic()
+
+    def disconnect(self) -> None:
+        """Let go of the connections; the next transaction makes a new one, and looks at the tables anew."""
+        self._prepared = False
+        self._engine.dispose()
+
+    def _now(self, connection: sa.Connection) -> int:
+        if self._clock is not None:
+            return micros(self._clock())
+        return int(connection.execute(self._does.clock, {"now": None}).scalar_one())
+
+    def _attempt(
+        self,
+        connection: sa.Connection,
+        operations: Sequence[Operation],
+        credits: Sequence[Credit],  # noqa: A002  # the word of the ratio
+        more: _More,
+        counting: bool,
+    ) -> list[Any] | None:
+        """The answers, with everything written; or None, with ``more`` to be loaded at the next try."""
+        run, does = connection.execute, self._does
+        todo = [*more.late, *operations]
+        claims = {c.account: c for x in todo for c in x.claims} | {x.claim.account: x.claim for x in credits}
+        names = {*claims, *more.names, *(name for x in todo for name in x.names)}
+        ids = {x.id for x in todo}
+        if more.sweep and self._sweep(connection, more):
+            return None
+        accounts = {x.name: x for x in map(account_of, run(does.accounts, {"names": list(names)}))} if names else {}
+        now = self._now(connection)  # when the accounts are locked
+        rows = {x.id: x for x in map(reservation_of, run(does.reservations, {"ids": list(ids)}))}
+        absent = names - set(accounts)
+        if missing := [claims[name] for name in sorted(absent & set(claims))]:
+            connection.rollback()  # in a transaction of its own, or their rows would be locked out of order
+            run(does.open_account, [columns_of_account(AccountRow.of(x)) for x in missing])
+            connection.commit()
+            return None
+        book = Book(keep_for=self._keep, complete=False, counting=counting)
+        book.accounts, book.reservations, book.absent = accounts, dict(rows), absent
+        for x in credits:  # before the reservations, which may need them
+            book.deposit(x.claim, now - micros(max(0.0, self.tick() - x.since)))
+        try:
+            answers = [x.on(book, now) for x in todo][len(more.late) :]
+        except NotLoaded:  # a reservation that is in the way, of other accounts than are asked for now
+            more.names.update(name for x in rows.values() for name, _, _ in x.claims)
+            return None
+        if not more.late and any(isinstance(x, Refused) for x in answers) and self._sweep(connection, more):
+            return None
+        # In order: two transactions that insert the same ids then wait, but not for each other.
+        written = [book.reservations[x] for x in sorted(book.written)]
+        for statement, changed in (
+            (does.update_account, [columns_of_account(book.accounts[x], "key") for x in sorted(book.touched)]),
+            (does.insert_reservation, [columns_of_reservation(x) for x in written if x.id not in rows]),
+            (does.update_reservation, [columns_of_reservation(x, "key") for x in written if x.id in rows]),
+        ):
+            if changed:
+                run(statement, changed)
+        try:
+            connection.commit()
+        except Exception as error:
+            if refused(error):
+                raise
+            raise Unknown from error
+        return answers
+
+    def _sweep(self, connection: sa.Connection, more: _More) -> bool:
+        """Take note of reservations whose time is over; whether there are any."""
+        now = None if self._clock is None else micros(self._clock())
+        found = connection.execute(self._does.late, {"now": now, "most": _SWEPT}).all()
+        more.late = [expire(name, accounts_of(claims)) for name, claims in found]
+        more.sweep = False
+        if len(found) < _SWEPT:
+            self._swept = time.monotonic()
+        return bool(found)

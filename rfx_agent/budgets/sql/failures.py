@@ -1,0 +1,78 @@
+"""What went wrong with a transaction: whether it may be tried again, and in which words it is reported."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from rfx_agent.budgets.sql.url import Place
+from rfx_agent.errors import StoreError
+
+__all__ = ["Failure", "Unknown", "failure_of", "refused"]
+
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_AWAY = ("08", "57P", "53300")  # SQL states: connections, an operator's shutdown, too many connections
+# Deadlock, serialization, lock timeout; a row that another transaction has inserted meanwhile.
+_CLASHES = ("40001", "40P01", "55P03", "23505")
+_CONNECTION = {"OperationalError", "InterfaceError"}
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "free space on its disk",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
+    sqlite3.SQLITE_CANTOPEN: "make the folder, or write four slashes for an absolute path",
+    sqlite3.SQLITE_NOTADB: "give another path",
+    sqlite3.SQLITE_CORRUPT: "restore the file",
+    sqlite3.SQLITE_BUSY: "another process holds the file: look for one that stopped in the middle of a transaction",
+}
+
+
+class Unknown(Exception):
+    """A commit that broke: nobody knows whether it was done. Never leaves a store."""
+
+
+class Failure(Exception):
+    """A transaction that was not done, or not for certain. Never leaves a store.
+
+    Attributes:
+        error: what was raised.
+        again: whether the same may succeed soon.
+        lost: whether the connection is gone.
+        alone: whether one of the requests may be to blame, and the others would succeed without it.
+        unknown: whether it may have been committed after all.
+    """
+
+    def __init__(self, message: str, error: Exception, *, again: bool, lost: bool, alone: bool) -> None:
+        self.error = error
+        self.again = again
+        self.lost = lost
+        self.alone = alone
+        self.unknown = False
+        super().__init__(message)
+
+
+def refused(error: Exception) -> bool:
+    """Whether a server that could be reached raised ``error`` at a commit: then nothing was done."""
+    state: str = getattr(getattr(error, "orig", error), "sqlstate", None) or ""
+    return bool(state) and not state.startswith(_AWAY)
+
+
+def failure_of(error: Exception, place: Place) -> Failure:
+    """Sort ``error``. Its text is in the message without the URL's password, and without the statement's parameters."""
+    inner = error.__cause__ if isinstance(error, Unknown) else error
+    raised = getattr(inner, "orig", None) or inner  # the driver's own, of what SQLAlchemy wraps
+    code = (getattr(raised, "sqlite_errorcode", None) or 0) & 0xFF
+    state = getattr(raised, "sqlstate", None) or ""
+    kinds = {x.__name__ for x in type(raised).__mro__}  # the standard's names, which both drivers use
+    clash = code in _BUSY or state in _CLASHES
+    # What no server has said comes from the connection.
+    lost = not place.sqlite and (state.startswith(_AWAY) or (not state and bool(kinds & _CONNECTION)))
+    if isinstance(inner, StoreError):
+        message = str(inner)
+    else:
+        lines = str(raised).strip().splitlines() or [type(raised).__name__]
+        remedy = f"; {_REMEDIES[code]}" if code in _REMEDIES else ""
+        message = f"{place.shown}: {'; '.join(x.strip() for x in lines[:2])}{remedy}"
+    if isinstance(error, Unknown):
+        message += " (while committing: it may have been done)"
+    alone = not (clash or lost or isinstance(inner, StoreError) or kinds & _CONNECTION)
+    failure = Failure(place.clean(message), error, again=clash or lost, lost=lost, alone=alone)
+    failure.__cause__ = inner
+    return failure

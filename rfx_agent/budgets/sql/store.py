@@ -1,0 +1,211 @@
+"""A store in a database: an SQLite file for the processes of one machine, PostgreSQL for several machines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from rfx_agent._closing import AsyncClosing
+from rfx_agent.budgets.accounting import micros, seconds_of, writable
+from rfx_agent.budgets.limits import Account, Claim, Grant, Reservation
+from rfx_agent.budgets.sql.operations import Operation, keep, release, reserve, settle
+from rfx_agent.budgets.sql.url import place_of
+from rfx_agent.checks import number
+from rfx_agent.errors import ConfigError, StoreError
+from rfx_agent.ports import BudgetStore
+
+if TYPE_CHECKING:
+    from rfx_agent.budgets.sql.writer import Writer
+
+__all__ = ["SQLStore"]
+
+_WEEK = 7 * 86_400.0
+
+
+class SQLStore(AsyncClosing, BudgetStore):
+    """Shared budgets that hold across processes, and records that survive them.
+
+    One thread writes for the whole process, everything that waits in one transaction: exact, and durable when it is
+    answered. Tables whose names begin with ``rfx_`` are made on first use. Safe across ``fork``: the child starts
+    anew. Needs the extra ``production``, for PostgreSQL ``postgres``.
+
+    Args:
+        url: ``sqlite:///relative.db``, ``sqlite:////absolute/path.db`` or ``postgresql://user:password@host/database``.
+            An SQLite file must lie on a disk of the machine, not on a network share.
+        clock: seconds since the epoch. By default the machine's for a file, and for PostgreSQL the database's: the
+            clocks of machines differ.
+        keep: seconds that ended reservations and records are remembered; a run that is resumed later pays again.
+        timeout: seconds that a call waits for other processes' locks before it is a ``StoreError``.
+
+    Raises:
+        ConfigError: a parameter that cannot work. Whether the database can be reached is found out at first use.
+
+    Example:
+        >>> from rfx_agent.budgets import SQLStore
+        >>> SQLStore("sqlite:///budgets.db", timeout=10.0)
+        SQLStore('sqlite:///budgets.db')
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], float] | None = None,
+        keep: float = _WEEK,
+        timeout: float = 30.0,
+    ) -> None:
+        if clock is not None and not callable(clock):
+            raise ConfigError(f"sql store: clock is {clock!r}; give a function such as time.time, or None")
+        self._keep = micros(number("sql store: keep", keep, above=0, unit="seconds"))
+        self._timeout = float(number("sql store: timeout", timeout, above=0, unit="seconds"))
+        self._place = place_of(url)
+        self._clock = clock or (time.time if self._place.sqlite else None)
+        self._closed = False
+        self._start()
+        _stores.add(self)
+
+    def __repr__(self) -> str:
+        return f"SQLStore({self._place.shown!r})"
+
+    def reserve(self, id: str, claims: Sequence[Claim], *, seconds: float) -> Grant:  # noqa: A002  # the port's word
+        """See ``ports.BudgetStore.reserve``."""
+        grant: Grant = self._writer.ask(_reserve(id, claims, seconds))
+        return grant
+
+    async def areserve(self, id: str, claims: Sequence[Claim], *, seconds: float) -> Grant:  # noqa: A002  # as above
+        """The same; cancelled, it gives back what it is granted."""
+        operation = _reserve(id, claims, seconds)
+        future = self._writer.submit(operation)
+        try:
+            grant: Grant = await self._answer(future)
+        except (asyncio.CancelledError, StoreError):
+            self._writer.abandon(operation, future)
+            raise
+        return grant
+
+    def settle(self, reservation: Reservation, actual: Mapping[str, int], record: str | None = None) -> None:
+        """See ``ports.BudgetStore.settle``."""
+        self._writer.ask(_settle(reservation, actual, record))
+
+    async def asettle(self, reservation: Reservation, actual: Mapping[str, int], record: str | None = None) -> None:
+        """The same; it is done even when the caller is cancelled."""
+        await self._aask(_settle(reservation, actual, record))
+
+    def release(self, reservation: Reservation) -> None:
+        """See ``ports.BudgetStore.release``."""
+        self._writer.ask(release(reservation))
+
+    async def arelease(self, reservation: Reservation) -> None:
+        """The same; it is done even when the caller is cancelled."""
+        await self._aask(release(reservation))
+
+    def keep(self, id: str, record: str) -> str:  # noqa: A002  # as above
+        """See ``ports.BudgetStore.keep``."""
+        kept: str = self._writer.ask(_keep(id, record))
+        return kept
+
+    async def akeep(self, id: str, record: str) -> str:  # noqa: A002  # as above
+        """The same; it is done even when the caller is cancelled."""
+        kept: str = await self._aask(_keep(id, record))
+        return kept
+
+    def deposit(self, claims: Sequence[Claim]) -> None:
+        """See ``ports.BudgetStore.deposit``. Gathered in memory, and written with the next reservation or soon."""
+        claims = tuple(x for x in claims if x.kind == "ratio")
+        writable("", claims)
+        if claims:
+            self._writer.deposit(claims)
+
+    def accounts(self, prefix: str = "") -> list[Account]:
+        """See ``ports.BudgetStore.accounts``. Reads only: nothing is made and nothing expires by looking."""
+        if self._closed:
+            raise StoreError(f"{self._place.shown}: this store is closed; make another")
+        from rfx_agent.budgets.sql.failures import failure_of
+
+        try:
+            return self._database.seen(prefix)
+        except Exception as error:  # noqa: BLE001  # the port raises StoreError only
+            failure = failure_of(error, self._place)
+            raise StoreError(str(failure)) from failure.__cause__
+
+    def close(self) -> None:
+        """Write what waits and let go of the connections; idempotent. Calls after it raise ``StoreError``."""
+        self._closed = True
+        self._finalizer.detach()
+        self._writer.close(self._timeout)
+
+    async def aclose(self) -> None:
+        """The same, without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def _start(self) -> None:
+        from rfx_agent.budgets.sql.database import Database
+        from rfx_agent.budgets.sql.writer import Writer
+
+        self._database = Database(self._place, clock=self._clock, keep=self._keep, timeout=self._timeout)
+        self._writer: Writer = Writer(self._database, timeout=self._timeout)
+        self._finalizer = weakref.finalize(self, self._writer.close, 2.0)
+        if self._closed:
+            self._writer.close(0)
+
+    def _reborn(self) -> None:
+        """In a forked child: the parent's thread is not there. A connection that is left is not to be touched."""
+        self._finalizer.detach()
+        _inherited.append(self._writer)
+        self._start()
+
+    async def _aask(self, operation: Operation) -> Any:
+        return await self._answer(self._writer.submit(operation))
+
+    async def _answer(self, future: Future[Any]) -> Any:
+        """What the writer answers; it goes on when the caller is cancelled."""
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._writer.longest)
+        except TimeoutError:
+            raise self._writer.late() from None
+
+
+def _reserve(id: str, claims: Sequence[Claim], seconds: float) -> Operation:  # noqa: A002  # the port's word
+    claims = tuple(claims)
+    writable(id, claims)
+    return reserve(id, uuid.uuid4().hex, claims, seconds_of(seconds))
+
+
+def _settle(reservation: Reservation, actual: Mapping[str, int], record: str | None) -> Operation:
+    writable(reservation.id, reservation.claims, actual)
+    return settle(reservation, dict(actual), record)
+
+
+def _keep(id: str, record: str) -> Operation:  # noqa: A002  # as above
+    writable(id)
+    return keep(id, record)
+
+
+_stores: weakref.WeakSet[SQLStore] = weakref.WeakSet()
+_paused: list[Writer] = []
+_inherited: list[Writer] = []  # never let go of: closing a connection in the child would close it for the parent
+
+
+def _before_fork() -> None:
+    _paused[:] = [x._writer for x in list(_stores) if x._writer.pause()]
+
+
+def _after_fork() -> None:
+    while _paused:
+        _paused.pop().resume()
+
+
+def _after_fork_in_child() -> None:
+    _paused.clear()
+    for store in list(_stores):
+        store._reborn()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

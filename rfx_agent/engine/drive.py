@@ -1,0 +1,195 @@
+"""Flows, and the two drivers that run them: sync, and async.
+
+They differ only by ``await``, and by how calls that may run at once are run. A sync call with a limit runs on another
+thread. Where it does not end in time, it is left behind there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, TypeAlias, TypeVar
+
+from rfx_agent.errors import is_control_flow
+
+__all__ = ["Call", "Flow", "Reply", "TimedOut", "drive", "drive_async", "within"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One thing to be done outside: the same function, sync and async, with its arguments.
+
+    Attributes:
+        limit: seconds after which it is cancelled, or None. A sync call with a limit runs on a thread of its own,
+            with the caller's context; one that hangs keeps that thread.
+    """
+
+    run: Callable[..., Any]
+    arun: Callable[..., Awaitable[Any]]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    limit: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of a call: a value or an error, and the wall-clock seconds it took."""
+
+    value: Any
+    error: Exception | None
+    seconds: float
+
+
+Flow: TypeAlias = Generator[tuple[Call, ...], tuple[Reply, ...], T]
+"""A flow yields calls that may run at once, and is sent their replies in the same order.
+
+An exception that steers LangGraph or cancels the task is thrown into the flow at its yield. The flow may answer with
+more calls, to give back a reservation; they are made before the exception goes on.
+"""
+
+
+def drive(flow: Flow[T]) -> T:
+    """Run ``flow``, blocking; the calls of one yield run one after the other."""
+    try:
+        calls = next(flow)
+        while True:
+            try:
+                replies = tuple([_perform(call) for call in calls])
+            except BaseException as error:  # noqa: BLE001  # the flow raises it again
+                calls = flow.throw(error)
+            else:
+                calls = flow.send(replies)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # a Flow[T] returns T
+
+
+async def drive_async(flow: Flow[T]) -> T:
+    """Run ``flow`` on the running event loop; the calls of one yield run concurrently."""
+    try:
+        calls = next(flow)
+        while True:
+            try:
+                replies = await _gather(calls)
+            except BaseException as error:  # noqa: BLE001  # the flow raises it again
+                calls = flow.throw(error)
+            else:
+                calls = flow.send(replies)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # a Flow[T] returns T
+
+
+async def _gather(calls: tuple[Call, ...]) -> tuple[Reply, ...]:
+    if len(calls) == 1:  # the usual case needs no task
+        return (await _aperform(calls[0]),)
+    tasks = [asyncio.ensure_future(_aperform(call)) for call in calls]
+    try:
+        return tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:  # one was cancelled or steers the graph: cancel the others
+            task.cancel()
+
+
+def _perform(call: Call) -> Reply:
+    started = time.perf_counter()
+    try:
+        if call.limit is None:
+            value, failed = call.run(*call.args, **call.kwargs), None
+        else:
+            value, failed = within(call.limit, call.run, *call.args, **call.kwargs), None
+    except Exception as error:  # handed to the flow, which knows what it means
+        if is_control_flow(error):
+            raise
+        value, failed = None, error
+    return Reply(value, failed, time.perf_counter() - started)
+
+
+async def _aperform(call: Call) -> Reply:
+    started = time.perf_counter()
+    scope = asyncio.timeout(call.limit)
+    failed: Exception | None = None
+    try:
+        async with scope:
+            value = await call.arun(*call.args, **call.kwargs)
+    except Exception as error:  # handed to the flow, which knows what it means
+        if is_control_flow(error):
+            raise
+        late = call.limit is not None and scope.expired() and isinstance(error, TimeoutError)
+        value, failed = None, TimedOut(call.limit or 0) if late else error
+    return Reply(value, failed, time.perf_counter() - started)
+
+
+class TimedOut(Exception):
+    """A call that did not end within its limit, and was left behind. What it cost is not known."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(f"it did not end within {limit:.3g} s")
+
+
+def within(limit: float, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``run(...)`` on another thread with this one's context variables.
+
+    Raises:
+        TimedOut: it did not end within ``limit`` seconds. It goes on where it is; what it gives is dropped.
+    """
+    job = _Job(contextvars.copy_context(), run, args, kwargs)
+    try:
+        worker = _idle.pop()
+    except IndexError:
+        worker = _Worker()
+        worker.start()
+    worker.jobs.put(job)
+    if not job.done.acquire(timeout=limit):
+        raise TimedOut(limit)
+    if job.error is not None:
+        raise job.error
+    return job.value
+
+
+class _Job:
+    """One call, and what came of it. A bare lock tells when: every step that passes waits for one of these."""
+
+    def __init__(
+        self, context: contextvars.Context, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._call = context, run, args, kwargs
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    def perform(self) -> None:
+        context, run, args, kwargs = self._call
+        try:
+            self.value = context.run(run, *args, **kwargs)
+        except BaseException as error:  # noqa: BLE001  # raised again where the caller waits
+            self.error = error
+        self.done.release()
+
+
+class _Worker(threading.Thread):
+    """Takes one job after the other; a job that hangs takes its thread out of use, and no other job with it."""
+
+    def __init__(self) -> None:
+        super().__init__(name="rfx-call", daemon=True)
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+
+    def run(self) -> None:
+        while True:
+            job = self.jobs.get()
+            job.perform()
+            del job  # or the last call's arguments would live as long as the thread waits
+            _idle.append(self)
+
+
+_idle: deque[_Worker] = deque()
+if hasattr(os, "register_at_fork"):  # threads do not come along into a forked process
+    os.register_at_fork(after_in_child=_idle.clear)

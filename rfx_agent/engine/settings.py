@@ -1,0 +1,119 @@
+"""What a deployment of recovery is made of: the parts, the limits, and their checks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal
+
+from rfx_agent import ports
+from rfx_agent.budgets.shared import SharedBudget
+from rfx_agent.budgets.step import Price, RetryBudget
+from rfx_agent.checks import among, number, whole
+from rfx_agent.errors import ConfigError
+from rfx_agent.escalation.notify import Notifier, Notify, notifier_of
+from rfx_agent.events import Event
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.policies.base import Policy
+from rfx_agent.policies.default import DefaultPolicy
+
+__all__ = ["Escalation", "Settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Escalation:
+    """How a person is asked.
+
+    Attributes:
+        deadline: seconds that a case stays open, or None for ever.
+        default: what applies when nobody answered in time: ``reject``, or ``approve`` for the proposed answer, if
+            the verifier found an answer in it. It is applied when the case is next looked at, and once.
+        notify: called when a case opens: a function of what the person will be shown, sync or async, or a
+            ``Notifier`` such as ``rfx_agent.escalation.Webhook``. A notification that fails is a note of the case.
+    """
+
+    deadline: float | None = 86_400.0
+    default: Literal["approve", "reject"] = "reject"
+    notify: Notify | None = None
+
+    @property
+    def notifier(self) -> Notifier | None:
+        """``notify``, with both its sides."""
+        return None if self.notify is None else notifier_of(self.notify)
+
+    def __post_init__(self) -> None:
+        if self.deadline is not None:
+            number("escalation: deadline", self.deadline, above=0, unit="None to wait for ever, or seconds")
+        among("escalation: default", self.default, ("approve", "reject"))
+        callable_ = isinstance(self.notify, Notifier) or callable(self.notify)
+        if self.notify is not None and (isinstance(self.notify, type) or not callable_):
+            raise ConfigError(f"escalation: notify is {self.notify!r}; give a function of the payload, or a Notifier")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The fields of ``rfx_agent.Recovery``, where they are documented, and their checks.
+
+    The engine reads them here, so that it need not know ``Recovery``, which runs the engine.
+    """
+
+    sampler: ports.Sampler | None = None
+    verifier: ports.Verifier = None  # type: ignore[assignment]  # required; __post_init__ says so by name
+    _: KW_ONLY
+    tool: ports.Tool | None = None
+    scorer: ports.Scorer | None = None
+    steerer: ports.Steerer | None = None
+    escalator: ports.Escalator | None = None
+    policy: Policy = field(default_factory=DefaultPolicy)
+    calibration: Calibration = field(default_factory=Calibration.published)
+    budget: RetryBudget = field(default_factory=RetryBudget)
+    shared: SharedBudget | None = None
+    price: Price | None = None
+    extra_samples: int = 3
+    resample_draws: int = 4
+    temperature: float = 0.6
+    tool_temperature: float = 0.6
+    max_tokens: int = 512
+    verdict_seconds: float | None = 60.0
+    seed: int | None = None
+    escalation: Escalation = field(default_factory=Escalation)
+    on_event: Callable[[Event], None] | None = None
+    traces: ports.TraceStore | None = None
+    clock: Callable[[], float] = time.time
+
+    def __post_init__(self) -> None:
+        for name, port in _PORTS.items():
+            value = getattr(self, name)
+            if value is not None or name == "verifier":
+                adopted = ports.adopted(port, value, where=f"recovery: {name}")
+                object.__setattr__(self, name, adopted)
+        if isinstance(self.policy, type) or not isinstance(self.policy, Policy):
+            raise ConfigError(
+                f"recovery: policy is {self.policy!r}; give an instance with the members of rfx_agent.policies.Policy"
+            )
+        for name, least in (("extra_samples", 0), ("resample_draws", 1), ("max_tokens", 1)):
+            whole(f"recovery: {name}", getattr(self, name), least=least)
+        for name in ("temperature", "tool_temperature"):
+            number(f"recovery: {name}", getattr(self, name), least=0)
+        if self.verdict_seconds is not None:
+            number("recovery: verdict_seconds", self.verdict_seconds, above=0, unit="None for no limit, or seconds")
+        if self.shared is not None and not isinstance(self.shared, SharedBudget):
+            raise ConfigError(f"recovery: shared is {self.shared!r}; give a SharedBudget of a store and its limits")
+        money = None if self.budget.usd is None else f"budget.usd is {self.budget.usd}"
+        if self.shared is not None and "usd" in self.shared.units():
+            money = "shared limits usd"
+        if money is not None and self.price is None:
+            raise ConfigError(
+                f"recovery: {money} but price is None; give price_of(the model's name) or a Price, because an unknown "
+                "price is not a free one"
+            )
+
+
+_PORTS: dict[str, Any] = {
+    "sampler": ports.Sampler,
+    "verifier": ports.Verifier,
+    "tool": ports.Tool,
+    "scorer": ports.Scorer,
+    "steerer": ports.Steerer,
+}

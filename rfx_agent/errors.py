@@ -1,0 +1,194 @@
+"""Every exception that rfx_agent raises on purpose.
+
+    RfxError
+    ├── ConfigError            a parameter that cannot work, found when the object is made
+    │   ├── StateError         a checkpoint or record that this version cannot read
+    │   └── TokenizerMismatch  two models whose token ids do not mean the same; refused before any scoring
+    ├── FeatureError           token data that breaks its contract; names the rollout and the position
+    ├── CalibrationError       population statistics that cannot be read, merged or used
+    ├── BudgetExhausted        a reservation that the budget cannot pay for; names the caps
+    ├── StoreError             a shared budget's store could not be reached
+    ├── SamplerError           a model could not be sampled
+    │   ├── SamplerTimeout     it did not answer in time
+    │   └── CircuitOpen        it failed too often and is not asked for a while
+    ├── VerifierError          a verifier broke; the rollout it was judging is kept
+    ├── ToolError              a tool broke in a way that is ours, not the program's
+    │   └── ToolInputError     the model wrote nothing that the tool can run
+    ├── EscalationError        a human's reply that does not fit what was asked
+    ├── NotifyError            nobody could be told that a case waits for a person
+    ├── Unresolved             a wrapped chain has no answer to return; the whole case is kept
+    └── WeightsError           model weights could not be had
+        └── WeightsCorrupt     they are there and their hash is wrong
+
+A verifier that says no, a program that fails and a budget that ends are data, not exceptions: they are routes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = [
+    "BudgetExhausted",
+    "CalibrationError",
+    "CircuitOpen",
+    "ConfigError",
+    "EscalationError",
+    "FeatureError",
+    "NotifyError",
+    "RfxError",
+    "SamplerError",
+    "SamplerTimeout",
+    "StateError",
+    "StoreError",
+    "TokenizerMismatch",
+    "ToolError",
+    "ToolInputError",
+    "Unresolved",
+    "VerifierError",
+    "WeightsCorrupt",
+    "WeightsError",
+    "is_control_flow",
+]
+
+
+class RfxError(Exception):
+    """Base of every exception of this package."""
+
+
+class ConfigError(RfxError, ValueError):
+    """A parameter that cannot work: the message names it, the value received and the remedy."""
+
+
+class TokenizerMismatch(ConfigError):
+    """Two models whose token ids do not mean the same, so that their probabilities cannot be compared."""
+
+
+class StateError(ConfigError):
+    """A checkpoint or record that this version cannot read: the message names the place and what stands there."""
+
+
+class FeatureError(RfxError, ValueError):
+    """Token data that breaks its contract.
+
+    Attributes:
+        rollout: index of the rollout in the batch, or ``None`` when only one was given.
+        position: token position within the rollout, or ``None`` when the fault is of the whole rollout.
+    """
+
+    def __init__(self, message: str, *, rollout: int | None = None, position: int | None = None) -> None:
+        self.rollout = rollout
+        self.position = position
+        place = ", ".join(
+            f"{name} {value}" for name, value in (("rollout", rollout), ("position", position)) if value is not None
+        )
+        super().__init__(f"{message} (at {place})" if place else message)
+
+
+class CalibrationError(RfxError, ValueError):
+    """Population statistics that cannot be read, merged or used."""
+
+
+class BudgetExhausted(RfxError):
+    """A reservation that the budget cannot pay for.
+
+    Attributes:
+        caps: names of the caps that would be crossed, in the order of ``RetryBudget``'s fields.
+    """
+
+    def __init__(self, message: str, *, caps: tuple[str, ...]) -> None:
+        self.caps = caps
+        super().__init__(message)
+
+
+class SamplerError(RfxError):
+    """A model could not be sampled; the provider's exception is chained.
+
+    Attributes:
+        status: HTTP status where there was one.
+        transient: whether the same request may succeed later.
+        calls: requests that reached the server before this was raised.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, transient: bool = False, calls: int = 0) -> None:
+        self.status = status
+        self.transient = transient
+        self.calls = calls
+        super().__init__(message)
+
+
+class SamplerTimeout(SamplerError, TimeoutError):
+    """A model did not answer in time."""
+
+
+class CircuitOpen(SamplerError):
+    """A model failed too often and is not asked for a while; nothing was sent.
+
+    Attributes:
+        seconds: until it is asked again.
+    """
+
+    def __init__(self, message: str, *, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(message, transient=True)
+
+
+class StoreError(RfxError):
+    """A shared budget's store could not be reached, or is not what this version writes; its exception is chained."""
+
+
+class VerifierError(RfxError):
+    """A verifier broke while judging; its exception is chained and the rollout is kept.
+
+    Attributes:
+        rollout: the ``Rollout`` that was being judged.
+    """
+
+    def __init__(self, message: str, *, rollout: Any) -> None:
+        self.rollout = rollout
+        super().__init__(message)
+
+
+class ToolError(RfxError):
+    """A tool broke in a way that is not the fault of what the model wrote."""
+
+
+class ToolInputError(ToolError, ValueError):
+    """The model wrote nothing that the tool can run."""
+
+
+class EscalationError(RfxError, ValueError):
+    """A human's reply that does not fit what was asked."""
+
+
+class NotifyError(RfxError):
+    """Nobody could be told that a case waits for a person; the case waits all the same."""
+
+
+class Unresolved(RfxError):
+    """A wrapped chain has no answer to return.
+
+    Attributes:
+        case: the ``Case``, with everything that was tried and its ``outcome``.
+    """
+
+    def __init__(self, message: str, *, case: Any) -> None:
+        self.case = case
+        super().__init__(message)
+
+
+class WeightsError(RfxError, OSError):
+    """Model weights could not be had: the message says what to do."""
+
+
+class WeightsCorrupt(WeightsError):
+    """A weights file whose SHA-256 is not the one expected."""
+
+
+def is_control_flow(error: BaseException) -> bool:
+    """Whether ``error`` steers LangGraph (an interrupt, a parent command, a drain) and must pass through.
+
+    LangGraph is looked up, not imported: if it was never loaded, nothing can have raised its exceptions.
+    """
+    errors = sys.modules.get("langgraph.errors")
+    return errors is not None and isinstance(error, errors.GraphBubbleUp)

@@ -1,1 +1,0 @@
-"""Kernels: NumPy in, NumPy out, one family a file; no logging and no state."""

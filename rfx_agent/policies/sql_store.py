@@ -1,0 +1,105 @@
+"""What a learned policy has seen, shared by the workers of several processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rfx_agent.budgets.sql.url import place_of
+from rfx_agent.checks import number
+from rfx_agent.errors import ConfigError, StoreError
+from rfx_agent.policies.belief import Belief
+
+__all__ = ["SQLPolicyStore"]
+
+_TRIES = 5
+
+
+class SQLPolicyStore:
+    """A ``policies.PolicyStore`` in a database, beside the budgets or elsewhere. Holds no connection between calls.
+
+    Both methods raise ``StoreError`` where the database cannot be reached. When the connection breaks while ``add``
+    commits, nobody knows whether it was added; the message says so, and adding again may count it twice.
+
+    Args:
+        url: see ``SQLStore``.
+        name: which belief, where several policies share a database.
+        timeout: seconds that a call waits for others' locks.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> SQLPolicyStore("sqlite:///budgets.db", name="solver")
+        SQLPolicyStore('sqlite:///budgets.db', name='solver')
+    """
+
+    def __init__(self, url: str, *, name: str = "default", timeout: float = 30.0) -> None:
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ConfigError(f"sql policy store: name is {name!r}; give a text such as 'default'")
+        number("sql policy store: timeout", timeout, above=0, unit="seconds")
+        self._place = place_of(url)
+        self._name = name
+        from rfx_agent.budgets.sql.engine import engine_for
+
+        self._engine = engine_for(self._place, float(timeout))
+        self._prepared = False
+
+    def __repr__(self) -> str:
+        return f"SQLPolicyStore({self._place.shown!r}, name={self._name!r})"
+
+    def load(self) -> Belief:
+        """Everything that was added so far."""
+        from rfx_agent.budgets.sql import tables as _tables
+
+        def read(connection: Any) -> Belief:
+            return _belief(connection.execute(_tables.read_belief, {"key": self._name}).scalar_one_or_none())
+
+        return self._transact(read)
+
+    def add(self, seen: Belief) -> Belief:
+        """Add ``seen`` and return the sum."""
+        from rfx_agent.budgets.sql import tables as _tables
+
+        def change(connection: Any) -> Belief:
+            opened = {"name": self._name, "belief": Belief().to_json()}
+            connection.execute(_tables.open_belief(connection.dialect.name), opened)
+            text = connection.execute(_tables.lock_belief, {"key": self._name}).scalar_one()
+            total = _belief(text) + seen
+            connection.execute(_tables.update_belief, {"key": self._name, "belief": total.to_json()})
+            return total
+
+        return self._transact(change)
+
+    def _transact(self, work: Callable[[Any], Belief]) -> Belief:
+        from rfx_agent.budgets.sql.failures import Unknown, failure_of
+
+        for left in reversed(range(_TRIES)):
+            try:
+                return self._once(work)
+            except Exception as error:  # noqa: BLE001  # the database's, of many classes
+                failure = failure_of(error, self._place)
+                if not failure.again or not left or isinstance(error, Unknown):
+                    raise StoreError(str(failure)) from failure.__cause__
+            time.sleep(0.05 * 2 ** (_TRIES - left))
+        raise AssertionError  # the last try has returned or raised
+
+    def _once(self, work: Callable[[Any], Belief]) -> Belief:
+        from rfx_agent.budgets.sql.engine import prepare
+        from rfx_agent.budgets.sql.failures import Unknown
+
+        if not self._prepared:
+            prepare(self._engine, self._place, "beliefs")
+            self._prepared = True
+        with self._engine.connect() as connection:
+            result = work(connection)
+            try:
+                connection.commit()
+            except Exception as error:
+                raise Unknown from error
+            return result
+
+
+def _belief(text: str | None) -> Belief:
+    return Belief() if text is None else Belief.from_json(text)

@@ -1,0 +1,86 @@
+"""``Recovery``: the settings of ``rfx_agent.engine.settings``, and how a step is run under them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rfx_agent.case import Case
+from rfx_agent.engine.drive import drive, drive_async
+from rfx_agent.engine.nodes import recover, start
+from rfx_agent.engine.run import Run
+from rfx_agent.engine.settings import Escalation, Settings
+from rfx_agent.records import Rollout, Step
+
+__all__ = ["Escalation", "Recovery"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery(Settings):
+    """A sampler, a verifier and the limits under which failed steps are recovered.
+
+    Immutable and without per-run state: one object serves any number of concurrent steps.
+
+    Attributes:
+        sampler: the model that fails, and that is sampled again. None where the step comes from a chain, a node or an
+            agent, which is run again itself; then there is no model to drive ``tool``.
+        verifier: tells a success from a failure.
+        tool: what ``tool_verify`` runs; without it there is no such route.
+        scorer: gives an ancestor's log-probabilities, for two-model evidence.
+        steerer: carries out operators on the logits; without it there is no such route.
+        escalator: puts cases before a person where there is no LangGraph interrupt.
+        policy: decides.
+        calibration: the population that features are scored against, and the priors.
+        budget: caps on one step.
+        shared: limits over many runs, in whatever process, and the record that lets a run survive its process; or
+            None.
+        price: of the sampler's tokens; required by a cap on money, in ``budget`` or in ``shared``. See
+            ``rfx_agent.price_of``.
+        extra_samples: draws asked for when the candidate failed.
+        resample_draws: draws of one further round.
+        temperature: decode temperature of draws.
+        tool_temperature: decode temperature when the model writes the tool's input.
+        max_tokens: most tokens per completion.
+        verdict_seconds: a verifier that has not answered by then is cancelled, and what it was judging is not
+            accepted; None waits for ever, and lets a sync verifier run on the thread that asks.
+        seed: of all draws, or None to leave it to the server.
+        escalation: deadline and default of a case before a person.
+        on_event: called with every event; what it raises is logged, never passed on.
+        traces: keeps raw rollouts outside the checkpoint.
+        clock: Unix time in seconds, for deadlines.
+
+    Raises:
+        ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> from rfx_agent import Recovery
+        >>> from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
+        >>> recovery = Recovery(ScriptedSampler(["6", "7"]), ScriptedVerifier(["7"]), extra_samples=1)
+        >>> recovery.run("What is 3 + 4?").outcome.text
+        '7'
+    """
+
+    def run(self, step: Step | str, candidate: Rollout | str | None = None, *, run_id: str = "") -> Case:
+        """Recover ``step`` without a graph, blocking.
+
+        Args:
+            step: the step, or its prompt.
+            candidate: what the agent already has; without it the sampler is asked for the first draw.
+            run_id: of this run of the step, the same when it is started again after its process died: with a
+                ``shared`` budget it then pays for nothing twice. By default a new one.
+
+        Returns:
+            The case, with its ``outcome``.
+
+        Raises:
+            ConfigError: there is neither a candidate nor a sampler.
+            VerifierError: the verifier broke.
+            ToolError: the tool broke with an exception that is none of its own.
+            SamplerError: only where the sampler itself is at fault; a model that cannot be reached is an outcome.
+        """
+        run = Run.of(self)
+        return drive(recover(run, start(run, step, candidate, run_id=run_id)))
+
+    async def arun(self, step: Step | str, candidate: Rollout | str | None = None, *, run_id: str = "") -> Case:
+        """The same on the running event loop."""
+        run = Run.of(self)
+        return await drive_async(recover(run, start(run, step, candidate, run_id=run_id)))

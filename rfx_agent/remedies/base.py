@@ -1,0 +1,151 @@
+"""How a remedy asks a model: under the budget, and with what comes back taken in as candidates.
+
+A remedy is a flow: the case goes in, and comes out with new rollouts that nobody has judged yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from rfx_agent.case import Attempt, Case
+from rfx_agent.engine import costs
+from rfx_agent.engine.drive import Call, Flow, Reply, TimedOut
+from rfx_agent.engine.run import Purchase, Run
+from rfx_agent.errors import CircuitOpen, SamplerError, SamplerTimeout
+from rfx_agent.events import Sampled
+from rfx_agent.records import Rollout, SampleResult, Spend, Usage
+
+__all__ = ["ask_model", "before_junction", "candidates", "seed_of"]
+
+
+def candidates(
+    run: Run,
+    case: Case,
+    remedy: str,
+    wanted: int,
+    call: Callable[[int], Call],
+    temperature: float,
+    each: Spend,
+    prefix: str = "",
+    *,
+    model: str,
+    blocks: bool = True,
+    normal: bool = False,
+) -> Flow[Case]:
+    """Ask for as many of ``wanted`` candidates, each at most ``each``, as the budget can pay for; take in what came."""
+    each += Spend(attempts=1)
+    n = case.ledger.affordable(each, most=wanted)
+    if n == 0:
+        caps = ", ".join(run.short(case, "sample", each))
+        return case.add((), Attempt(remedy, wanted, note=f"the budget cannot pay for a draw: {caps}"))
+    before = case.ledger.spent.tokens
+    case, rollouts, failure = yield from ask_model(
+        run, case, call(n), remedy, each, n, model=model, blocks=blocks, normal=normal
+    )
+    start_ = len(prefix)
+    made = tuple(replace(x, remedy=remedy, temperature=temperature, start=x.start or start_) for x in rollouts[:n])
+    note = failure or (f"{len(made)} of {n} came back" if len(made) < n else "")
+    tokens = case.ledger.spent.tokens - before
+    return case.add(made, Attempt(remedy, n, len(made), tokens=tokens, note=note))
+
+
+def ask_model(
+    run: Run,
+    case: Case,
+    call: Call,
+    remedy: str,
+    each: Spend,
+    n: int,
+    *,
+    model: str,
+    blocks: bool = True,
+    normal: bool = False,
+) -> Flow[tuple[Case, tuple[Rollout, ...], str]]:
+    """Ask for ``n`` completions that cost at most ``each``; with the rollouts, why there is none, or "".
+
+    A sampler that cannot be reached blocks the case. A steerer does not: others may help.
+    """
+    cost, request = each.times(n), call.args[-1]
+    tag, heat = f"retry:attempt:{len(case.attempts) + 1}", getattr(request, "temperature", None)
+
+    def price(replies: tuple[Reply, ...]) -> Spend:
+        (reply,) = replies
+        if isinstance(reply.error, TimedOut):
+            return replace(cost, seconds=reply.seconds)
+        if reply.error is not None:
+            return _failed_call(run, cost, reply)
+        made = len(reply.value.rollouts)
+        attempts = min(made, n) if each.attempts else 0
+        spent = costs.of_usage(run, reply.value.usage, samples=made, seconds=reply.seconds)
+        return spent + Spend(attempts=attempts, asked=1)
+
+    def read(reply: Reply) -> tuple[SampleResult, str]:
+        error = reply.error
+        if isinstance(error, TimedOut):
+            error = SamplerTimeout(f"it did not answer within the {reply.seconds:.3g} s that the budget had left")
+        if error is not None and not isinstance(error, SamplerError):
+            raise SamplerError(f"{model}: {type(error).__name__}: {error}") from error
+        result = SampleResult((), Usage(calls=error.calls)) if error is not None else reply.value
+        failure = "" if result.rollouts else f"{model} gave nothing: {error or 'no completion came back'}"
+        return result, failure
+
+    def tell(replies: tuple[Reply, ...]) -> list[Sampled]:
+        result, failure = read(replies[0])
+        got, took = len(result.rollouts[:n]), replies[0].seconds
+        told = (case.step.id, remedy, n, got, result.usage, took, tag, model, heat, failure)
+        return [Sampled(*told, run_id=case.run_id)]
+
+    case, paid = yield from run.pay(
+        case,
+        Purchase(
+            purpose="sample",
+            cost=cost,
+            calls=(replace(call, limit=case.ledger.remaining()["seconds"]),),
+            about=(remedy, model, replace(request, purpose="answer")),  # the remedy says it already
+            gives=SampleResult,
+            price=price,
+            model=model,
+            tell=tell,
+            normal=normal,
+        ),
+    )
+    if paid.refused:
+        return case, (), paid.why
+    (reply,) = paid.replies
+    result, failure = read(reply)
+    case = case.note(*result.notes)
+    if paid.replayed and request.want_logprobs and result.rollouts:
+        case = case.note("draws of a run that was interrupted come back without their log-probabilities")
+    if failure:
+        case = replace(case, blocked=failure, blocked_by=_blocks(reply.error)) if blocks else case.note(failure)
+    return case, result.rollouts, failure
+
+
+def seed_of(run: Run, case: Case) -> int | None:
+    """The seed of the case's next call: its own for each round, the same in every run."""
+    seed = run.settings.seed
+    return None if seed is None else (seed + 7919 * (case.ledger.spent.samples + 1)) % 2**31
+
+
+def before_junction(case: Case) -> str:
+    """The text of a failed draw up to its junction; "" where none is known."""
+    return next((x.text[: x.junction] for x in case.draws() if not x.passed and x.junction), "")
+
+
+def _failed_call(run: Run, cost: Spend, reply: Reply) -> Spend:
+    """What a request costs that brought nothing.
+
+    If the server sent a status, it did no work: only its calls count. Else its cost is not known: all that was reserved
+    counts, except the attempts.
+    """
+    usage, status = costs.reported(reply.error), getattr(reply.error, "status", None)
+    if usage.calls and status is None:
+        return replace(cost, attempts=0, seconds=reply.seconds, calls=usage.calls, asked=1)
+    return costs.of_usage(run, usage, seconds=reply.seconds) + Spend(asked=1)
+
+
+def _blocks(error: Exception | None) -> str:
+    if isinstance(error, TimedOut):
+        return "budget:seconds"
+    return "circuit_open" if isinstance(error, CircuitOpen) else "sampler_error"

@@ -1,0 +1,174 @@
+"""Reads a chat completion, as a plain dict, into rollouts and their usage.
+
+Plain dicts, not the SDK's models: servers add fields that matter (llama.cpp's token ids), leave out others,
+and a table of 8 x 500 x 20 entries is slow as objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from rfx_agent.records import Rollout, Usage
+from rfx_agent.samplers.openai.rows import covered, read_ids, read_table
+
+__all__ = [
+    "Choice",
+    "MalformedReplyError",
+    "UsageOf",
+    "completion_tokens",
+    "estimate_tokens",
+    "read_choices",
+    "to_rollout",
+]
+
+UsageOf: TypeAlias = Literal["request", "choice"]
+
+# Low on purpose: better to charge a budget too much than too little.
+_CHARS_PER_TOKEN = 3
+# More text per reported token than any tokenizer gives: the count is of one choice only.
+_IMPLAUSIBLE_CHARS = 9
+
+
+class MalformedReplyError(ValueError):
+    """A body that is not a chat completion, or that carries an error under a good status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One completion as it came.
+
+    Attributes:
+        text: what the model wrote after any prefix: its content, else its refusal, else "" (a tool call,
+            nothing at all).
+        index: the server's index of it.
+        finish_reason: the server's, or None.
+        entries: per token ``{"token", "logprob", "top_logprobs", ...}``, or None where the server gave none.
+        token_ids: ids of the tokens generated, where the server gives them (vLLM's ``return_token_ids``).
+        prompt_ids: ids of the tokens read, likewise.
+    """
+
+    text: str
+    index: int
+    finish_reason: str | None
+    entries: Sequence[Mapping[str, Any]] | None
+    token_ids: tuple[int, ...] | None = None
+    prompt_ids: tuple[int, ...] | None = None
+
+
+def read_choices(reply: Any, prefix: str = "") -> list[Choice]:
+    """The usable choices of a reply, each without the ``prefix`` that it continues.
+
+    Raises:
+        MalformedReplyError: not a chat completion. A choice that failed on its own is left out instead.
+    """
+    if not isinstance(reply, Mapping):
+        raise MalformedReplyError(f"the body is {type(reply).__name__}, not a JSON object")
+    choices = reply.get("choices")
+    if reply.get("error") and not choices:
+        raise MalformedReplyError(f"the server answered with an error: {reply['error']}")
+    if not isinstance(choices, list):
+        raise MalformedReplyError("the body has no list of choices")
+    read = read_ids(reply.get("prompt_token_ids"))
+    return [_read(choice, at, prefix, read) for at, choice in enumerate(choices) if not _failed(choice)]
+
+
+def _failed(choice: Any) -> bool:
+    return isinstance(choice, Mapping) and bool(choice.get("error") or choice.get("finish_reason") == "error")
+
+
+def _read(choice: Any, at: int, prefix: str, prompt_ids: tuple[int, ...] | None) -> Choice:
+    message = choice.get("message") if isinstance(choice, Mapping) else None
+    if not isinstance(message, Mapping):
+        raise MalformedReplyError(f"choice {at} has no message")
+    index = choice.get("index")
+    logprobs = choice.get("logprobs")
+    entries = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+    if entries is not None and not (
+        isinstance(entries, list) and all(isinstance(e, Mapping) and "token" in e for e in entries)
+    ):
+        raise MalformedReplyError(f"choice {at} has log-probabilities of an unknown shape")
+    text = _text(message.get("content")) or _text(message.get("refusal"))
+    # llama.cpp repeats the prefix in the content, others do not. Tokens are only of what was generated: where
+    # they begin with the prefix, the model itself repeated it.
+    if prefix and text.startswith(prefix) and not (entries and covered(entries).startswith(prefix)):
+        text = text[len(prefix) :]
+    return Choice(
+        text=text,
+        index=index if isinstance(index, int) else at,
+        finish_reason=choice.get("finish_reason"),
+        entries=entries or None,
+        token_ids=read_ids(choice.get("token_ids")),
+        prompt_ids=prompt_ids or None,
+    )
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):  # parts, as some servers answer
+        return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""
+
+
+def estimate_tokens(text: str) -> int:
+    """Tokens of a text that nobody counted; rather too many than too few."""
+    return -(-len(text) // _CHARS_PER_TOKEN)
+
+
+def completion_tokens(
+    choices: Sequence[Choice], reported: int | None, *, max_tokens: int, usage_of: UsageOf | None
+) -> tuple[list[int], int, UsageOf | None, str]:
+    """What each choice cost, the sum for the request, what the server's count was of, a note on an estimate.
+
+    Token entries are counted where the server gave them. Where it did not, a reported count may be of one
+    choice only: ``usage_of`` says so if it is known; else it is inferred from completions that were cut at
+    ``max_tokens`` and from the length of the text, and trusted where neither proves it wrong.
+    """
+    entries = [len(c.entries) if c.entries else 0 for c in choices]
+    if all(n or not c.text for n, c in zip(entries, choices, strict=True)):
+        counted, said = sum(entries), reported or 0
+        if len(choices) == 1:
+            entries = [max(counted, said)]
+        proof: UsageOf | None = "choice" if 0 < said < counted and len(choices) > 1 else None
+        return entries, max(counted, said), proof, ""
+    if reported is None:
+        guess = [estimate_tokens(c.text) for c in choices]
+        return (guess, sum(guess), None, "the server reported no usage: completion tokens are estimated from the text")
+    if len(choices) == 1:
+        return [reported], reported, None, ""
+    if usage_of == "choice" or (usage_of is None and _is_of_one(choices, reported, max_tokens)):
+        each = [max_tokens if c.finish_reason == "length" else reported for c in choices]
+        note = f"the server reported the usage of one of {len(choices)} choices: completion tokens are estimated"
+        return each, sum(each), "choice", note
+    chars = [len(c.text) + 1 for c in choices]
+    return [round(reported * n / sum(chars)) for n in chars], reported, None, ""
+
+
+def _is_of_one(choices: Sequence[Choice], reported: int, max_tokens: int) -> bool:
+    if reported > max_tokens:
+        return False
+    least = sum(max_tokens if c.finish_reason == "length" else 1 for c in choices if c.text)
+    return least > reported or sum(len(c.text) for c in choices) > _IMPLAUSIBLE_CHARS * max(reported, 1)
+
+
+def to_rollout(
+    choice: Choice, *, response_id: str | None, prefix: str, temperature: float | None, usage: Usage, want: bool
+) -> tuple[Rollout, str]:
+    """The choice as a rollout, and a note where log-probabilities that were wanted cannot be used.
+
+    The table has one row per generated token, exactly as the server gave it: an end-of-turn token that it
+    reports is the last row (stopping there was a decision too), and a taken token outside the top K is not
+    added to its row. A continued prefix has no rows. A table that covers only part of the text, or that is of other
+    tokens than the choice, is dropped.
+    """
+    tokens, table, note = read_table(choice.text, choice.entries, choice.token_ids) if want else (None, None, "")
+    return Rollout(
+        text=prefix + choice.text,
+        response_id=f"{response_id}:{choice.index}" if response_id else None,
+        temperature=temperature,
+        finish_reason=choice.finish_reason,
+        usage=usage,
+        prompt_ids=choice.prompt_ids,
+        tokens=tokens,
+        logprobs=table,
+    ), note

@@ -1,0 +1,61 @@
+"""What the verifiers share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from rfx_agent.errors import ConfigError
+from rfx_agent.ports import Verifier
+from rfx_agent.records import Rollout, Step, Verdict
+
+__all__ = ["NamedVerifier", "PureVerifier", "clip", "expected_of", "shorten"]
+
+
+def clip(text: str, limit: int = 200) -> str:
+    """``text`` for a reason: cut, because it may quote a megabyte of model output."""
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def shorten(answer: str | None, limit: int = 1000) -> str | None:
+    """A rejected answer as it is kept: verdicts live in checkpoints, and equal answers must stay equal."""
+    if answer is None or len(answer) <= limit:
+        return answer
+    return f"{answer[:limit]}… [sha256 {hashlib.sha256(answer.encode(errors='replace')).hexdigest()[:16]}]"
+
+
+def expected_of(verifier: Any, step: Step) -> Any:
+    """What ``verifier`` compares with: its own ``expected``, else the step's.
+
+    Raises:
+        ConfigError: neither has one.
+    """
+    expected = verifier.expected if verifier.expected is not None else step.expected
+    if expected is None:
+        raise ConfigError(
+            f"{verifier.name}: step {step.id} has nothing to compare with; give the verifier or the step expected="
+        )
+    return expected
+
+
+class NamedVerifier(Verifier):
+    """A verifier that its user may name."""
+
+    def __init__(self, name: str) -> None:
+        if not name:
+            raise ConfigError(f"{type(self).__name__}: name is {name!r}; give a name for records and messages")
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r})"  # never what is compared with
+
+
+class PureVerifier(NamedVerifier):
+    """A verifier that only computes, and quickly: both sides run the same code in place."""
+
+    instant = True
+
+    async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
+        """The same; it waits for nothing."""
+        return self.verify(step, rollout, peers=peers)
