@@ -2,16 +2,15 @@
 
 Each store is asked by one caller, by 50 concurrent async callers of one process, and by 8 processes of one caller
 each. Beside it, in the same run, the same number of callers make bare transactions on the same database: one UPDATE of
-one counter's row, committed, through SQLAlchemy with the same pragmas. ``bare`` is each caller with a connection of
-its own; ``bare_queued`` is all callers of a process on one connection in turn, where that is not the same. The ways
+one counter's row, committed, through an engine as the stores have it. ``bare`` is each caller with a connection of its
+own; ``bare_queued`` is all callers of a process on one connection in turn, where that is not the same. The ways
 take turns in a new order every round, a tenth of a second each, so that the ratios hold on a noisy machine.
 
 A ``reserve`` has three claims (money per hour, tokens per minute, recoveries in flight), as most runs will. A ``pair``
 is a reserve and its settlement with a record of 1,000 characters, beside two bare transactions. ``per_second`` counts
 reserves or pairs. A ratio is ours over the faster of the bare ways, of the time per operation (``rate_ratio``) and of
-the 99th percentile (``p99_ratio``): 1 is as fast, 3 is a third of it. Look at ``max_ms`` beside: of 8 processes on one
-SQLite file the bare ones do not take turns, so that nearly every transaction is quick and a few wait for whole rounds.
-The memory store has no database: its bare transaction is on an SQLite database in memory.
+the 99th percentile (``p99_ratio``): 1 is as fast, 3 is a third of it. ``max_ms`` is the longest wait of all. The memory
+store has no database: its bare transaction is on an SQLite database in memory.
 
     python benchmarks/budget.py [--rounds 30] [--seconds 0.1] [--postgres URL]
 
@@ -122,7 +121,7 @@ def ways_of(url: str) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
 
 
 def held(grant: Grant) -> Reservation:
-    """The hold; limits are so high that there must be one."""
+    """The reservation; limits are so high that there must be one."""
     if not isinstance(grant, Reservation):
         raise TypeError(f"refused: {grant}")
     return grant

@@ -312,8 +312,14 @@ def _foreign(port: type[P]) -> type[P]:
             if hasattr(value, name):
                 setattr(self, name, getattr(value, name))
 
+    def passed_on(self: Any, name: str) -> Any:
+        if "__wrapped__" not in vars(self):  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.__wrapped__, name)
+
     # The instance's attributes shadow these; without them the class would count as abstract.
     members: dict[str, Any] = dict.fromkeys(port.__abstractmethods__)  # type: ignore[attr-defined]
     members["__init__"] = init
-    members["__getattr__"] = lambda self, name: getattr(vars(self)["__wrapped__"], name)
+    members["__getattr__"] = passed_on
+    members["__repr__"] = lambda self: f"{port.__name__} of {self.__wrapped__!r}"
     return type(f"Foreign{port.__name__}", (port,), members)

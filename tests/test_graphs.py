@@ -1,4 +1,4 @@
-"""The served graphs: what an assistant may configure, and what only the deployment's remedy decides."""
+"""The served graphs: what an assistant may configure, and what only the deployment's operator decides."""
 
 import importlib
 import json

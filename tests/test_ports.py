@@ -1,6 +1,7 @@
 """Base classes of the ports: defaults, what does not derive from them, and what cannot be used."""
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,12 @@ def test_an_object_with_the_required_members_is_accepted_with_the_defaults() -> 
     asyncio.run(sampler.asample(SampleRequest(({"role": "user", "content": "q"},))))
     assert given.asked == 1
     assert sampler.asked == 1  # type: ignore[attr-defined]  # its own members are reached through it
+
+
+def test_it_can_be_copied_and_says_what_it_is() -> None:
+    sampler = adopted(Sampler, Foreign(), where="x")
+    assert copy.copy(sampler).name == copy.deepcopy(sampler).name == "foreign"
+    assert repr(sampler).startswith("Sampler of <")
 
 
 def test_an_object_that_derives_is_itself() -> None:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rfx_agent._lazy import lazily
 from rfx_agent.budgets.limits import InFlight, Ratio, Window
 from rfx_agent.budgets.memory import MemoryStore
 from rfx_agent.budgets.shared import SharedBudget
@@ -30,13 +31,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "SQLStore":
-        from rfx_agent.budgets.sql.store import SQLStore
-
-        return SQLStore
-    if name == "price_of":
-        from rfx_agent.budgets.prices import price_of
-
-        return price_of
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazily(__name__, {"SQLStore": "sql.store", "price_of": "prices"})

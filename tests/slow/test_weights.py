@@ -281,7 +281,7 @@ print(fetch(t.ON_HUB, cache_dir=sys.argv[1]))
 
 
 def _start(cache: Path, code: str = _CHILD) -> subprocess.Popen[str]:
-    here = str(Path(__file__).parents[1])
+    here = os.pathsep.join(str(folder) for folder in Path(__file__).parents[:2])
     return subprocess.Popen(
         [sys.executable, "-c", code, str(cache)],
         stdout=subprocess.PIPE,

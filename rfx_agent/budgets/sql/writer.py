@@ -3,6 +3,21 @@
 So a reservation is exact, and no row is a bottleneck: the more callers wait, the more of them share a commit. There
 is no delay to gather requests; those that come while a transaction runs are in the next one. Leasing blocks of a
 budget to each process would save transactions too, but strands what a process has leased and does not use.
+
+What was tried, in reservations a second of 50 concurrent async callers (``benchmarks/budget.py``; two cores, a local
+disk, PostgreSQL on a socket; the ways took turns; the ranges are those of four runs on a busy machine):
+
+    one transaction per call, on threads: SQLite with one connection, PostgreSQL with ten:  900-1,400 and 400-550
+    this writer, one SQLAlchemy transaction for all that waits:                         8,000-10,100 and 2,300-6,800
+    a writer on the drivers themselves, its statements pipelined (version 0.1):         7,500-13,000 and 3,400-8,100
+
+All three were exact in ``benchmarks.chaos budgets``. The first costs a factor of 6 to 15, and no driver helps: one bare
+UPDATE per call reaches 3,700 and 1,000. The last is at most half as fast again, and twice as fast for one caller alone,
+who waits 0.7 ms here; it took 300 more lines of code.
+
+Processes that share an SQLite file look every 0.2 to 2 ms whether it is free (see ``engine``). Of 16 processes that
+reserve and settle without a pause, one pair in a hundred took longer than 0.19 s. It was 0.94 s with SQLite's own
+waiting, and 0.06 s where they stood in line at a second file, which was locked around every transaction (version 0.1).
 """
 
 from __future__ import annotations
