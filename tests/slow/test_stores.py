@@ -386,6 +386,7 @@ def test_connections_that_break_between_two_calls_are_made_again(postgres: Any, 
         store.settle(hold, {"tokens": 2}, "done")
         postgres.kill_connections()
         assert store.reserve("a", (window(3),), seconds=60) == Replayed("done")
+        postgres.kill_connections()
         assert store.accounts()[0].spent == 2
 
 

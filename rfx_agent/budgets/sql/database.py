@@ -70,6 +70,7 @@ class Database:
         self._clock = clock
         self._keep = keep
         self._engine = engine_for(place, timeout, pooled=True)
+        self._reads = engine_for(place, timeout)
         self._does = Statements(self._engine.dialect.name)
         self._prepared = False
         self._swept = self._forgot = float("-inf")
@@ -102,11 +103,11 @@ class Database:
     def seen(self, prefix: str) -> list[Account]:
         """All accounts whose name begins with ``prefix``, as they are once every reservation has expired that is due.
 
-        Reads only: from any thread, and where no table was ever made.
+        Reads only, on a connection of its own: from any thread, and where no table was ever made.
         """
         if self.place.missing:
             return []
-        with reading(self._engine) as connection:
+        with reading(self._reads) as connection:
             if not known(connection, self.place, "budgets"):
                 return []
             now = self._now(connection)
@@ -130,7 +131,7 @@ class Database:
                 self._forgot = time.monotonic()
 
     def disconnect(self) -> None:
-        """Let go of the connections; the next transaction makes a new one, and looks at the tables anew."""
+        """Let go of the connection; the next transaction makes a new one, and looks at the tables anew."""
         self._prepared = False
         self._engine.dispose()
 

@@ -21,8 +21,8 @@ _GLANCE = 0.002  # most seconds between two looks of who waits for an SQLite fil
 
 
 def engine_for(place: Place, timeout: float, *, pooled: bool = False) -> sa.Engine:
-    """An engine. Its transactions wait at most ``timeout`` seconds for a lock; ``pooled`` ones keep a connection."""
-    options: dict[str, Any] = {"pool_size": 2} if pooled else {"poolclass": sa.NullPool}
+    """An engine whose transactions wait at most ``timeout`` seconds for a lock; ``pooled``, it keeps one connection."""
+    options: dict[str, Any] = {"pool_size": 1} if pooled else {"poolclass": sa.NullPool}
     if place.sqlite:
         return _sqlite(place, timeout, options)
     arguments = {

@@ -135,7 +135,7 @@ class SQLStore(AsyncClosing, BudgetStore):
             raise StoreError(str(failure)) from failure.__cause__
 
     def close(self) -> None:
-        """Write what waits and let go of the connections; idempotent. Calls after it raise ``StoreError``."""
+        """Write what waits and let go of the connection; idempotent. Calls after it raise ``StoreError``."""
         self._closed = True
         self._finalizer.detach()
         self._writer.close(self._timeout)

@@ -132,7 +132,7 @@ class Writer:
         future.add_done_callback(give_back)
 
     def close(self, wait: float) -> None:
-        """Write what waits and let go of the connections; gives up after ``wait`` seconds. Idempotent."""
+        """Write what waits and let go of the connection; gives up after ``wait`` seconds. Idempotent."""
         with self._lock:
             thread, closed, self._closed = self._thread, self._closed, True
             if not closed:
@@ -143,7 +143,7 @@ class Writer:
             thread.join(wait)
 
     def pause(self) -> bool:
-        """Before a fork: let go of the connections, and use none until ``resume``. False: it was busy for too long.
+        """Before a fork: let go of the connection, and use none until ``resume``. False: it was busy for too long.
 
         Of a connection that is open the child would inherit SQLite's notes of the locks that the parent has.
         """
