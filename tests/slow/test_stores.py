@@ -482,12 +482,16 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(tmp_path: Path)
     with SQLStore(f"sqlite:///{tmp_path}/budgets.db") as store:
         hold = store.reserve("a", (window(3),), seconds=600)
         assert isinstance(hold, Reservation)
-        with store._database._engine.connect() as connection:  # the one that the writer will take from the pool
-            raw: Any = connection.connection.driver_connection
+
+        def full(raw: Any, *_: object) -> None:
             (pages,) = raw.execute("PRAGMA page_count").fetchone()
             raw.execute(f"PRAGMA max_page_count = {pages}")
+
+        engine = store._database._engine
+        sa.event.listen(engine, "checkout", full)
         with pytest.raises(StoreError, match="full; free space on its disk"):
             store.settle(hold, {"tokens": 2}, "x" * 100_000)
+        sa.event.remove(engine, "checkout", full)
         seen = store.accounts()[0]
         assert (seen.spent, seen.reserved) == (0, 3)
         store.settle(hold, {"tokens": 2}, "x" * 100_000)  # on a new connection, which knows no such limit
