@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.outputs import LLMResult
@@ -18,16 +18,17 @@ from langchain_core.runnables.config import (
     get_callback_manager_for_config,
     set_config_context,
 )
-from langchain_core.runnables.utils import gather_with_concurrency
 
 from rfx_agent.errors import ConfigError, RfxError, SamplerError, is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage
 
-__all__ = ["RETRACT", "Again", "Attempts", "Made", "Reported", "Thing", "in_context", "response_id", "tag"]
+__all__ = ["RETRACT", "Again", "Attempts", "Made", "Reported", "Thing", "in_context", "response_id", "tag", "together"]
 
 RETRACT = "rfx.retract"
 """Name of the custom event that retracts what was streamed of a failed attempt."""
+T = TypeVar("T")
+
 _NOSTREAM = "nostream"  # LangGraph's tag for model calls that stream_mode "messages" leaves out
 
 
@@ -117,7 +118,7 @@ class Thing(ABC):
     async def arun_all(self, runs: Sequence[Again]) -> list[Made]:
         """Several runs at once, under the config's ``max_concurrency``."""
         limit = ensure_config().get("max_concurrency")
-        return await gather_with_concurrency(limit, *[self.atried(again) for again in runs])
+        return await together([self.atried(again) for again in runs], limit)
 
     def tried(self, again: Again) -> Made:
         """One more run; an exception is a value, except one that steers LangGraph."""
@@ -267,6 +268,22 @@ def response_id(number: int) -> str:
 def tag(number: int) -> str:
     """The tag of a run by its number, as LangChain's retry tags its attempts."""
     return f"retry:attempt:{number}"
+
+
+async def together(works: Sequence[Coroutine[Any, Any, T]], limit: int | None) -> list[T]:
+    """The results of ``works``, of which at most ``limit`` run at once. Where one raises, the others are cancelled."""
+    room = asyncio.Semaphore(limit or len(works) or 1)
+
+    async def one(work: Coroutine[Any, Any, T]) -> T:
+        async with room:
+            return await work
+
+    tasks = [asyncio.create_task(one(work)) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def in_context(work: Coroutine[Any, Any, Any], context: Context) -> Any:

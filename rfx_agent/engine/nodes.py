@@ -19,7 +19,7 @@ from rfx_agent.engine.run import Purchase, Run
 from rfx_agent.errors import ConfigError, FeatureError, VerifierError
 from rfx_agent.escalation.ask import answer_person, open_case
 from rfx_agent.escalation.request import payload
-from rfx_agent.events import Decided, Judged, Scored
+from rfx_agent.events import Decided, Judged, Reserved, Scored
 from rfx_agent.evidence.diagnosis import diagnose_case
 from rfx_agent.evidence.features import evidence_of, places
 from rfx_agent.evidence.tables import TopLogprobs
@@ -273,9 +273,13 @@ def _judge(run: Run, case: Case, new: set[str], replies: tuple[Reply, ...] | Non
     due, cost = (wanted, None) if replies is not None else _affordable(run, case, wanted)
     told = True
     if cost is None:
+        most: Spend | None = None
         if replies is None:
             replies = yield tuple([_verdict_call(run, case.step, x, peers) for x in due])
-        case = replace(case, ledger=case.ledger.charge(_price_of_verdicts(run, replies), name))
+        elif (usage := run.verifier.bound(case.step, due[0])) is not None:  # ``judged`` has asked, and it costs
+            most = costs.of_usage(run, usage)
+            run.emit(Reserved(case.step.id, "verify", most, run_id=case.run_id))
+        case = replace(case, ledger=case.ledger.charge(_price_of_verdicts(run, replies, most), name))
     else:
         bound, calls = cost, tuple([_verdict_call(run, case.step, x, peers) for x in due])
         case, paid = yield from run.pay(

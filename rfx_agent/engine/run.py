@@ -217,7 +217,14 @@ class Run:
             if reservation is not None:
                 yield from self._settled(reservation, cost, None)
             raise
-        actual = item.price(replies)
+        try:
+            actual = item.price(replies)
+        except Exception:
+            # A port broke its contract. What the call cost is not known, so all that was reserved.
+            purse.settle(cost, cost, item.model)
+            if reservation is not None:
+                yield from self._settled(reservation, cost, None)
+            raise
         purse.settle(cost, actual, item.model)
         if reservation is not None:
             kept = item.keep(replies)

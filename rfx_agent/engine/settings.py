@@ -116,4 +116,6 @@ _PORTS: dict[str, Any] = {
     "tool": ports.Tool,
     "scorer": ports.Scorer,
     "steerer": ports.Steerer,
+    "escalator": ports.Escalator,
+    "traces": ports.TraceStore,
 }

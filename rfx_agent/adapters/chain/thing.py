@@ -9,9 +9,8 @@ from typing import Any, Generic, TypeVar
 from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.runnables import Runnable, RunnableConfig, patch_config
 from langchain_core.runnables.config import get_executor_for_config
-from langchain_core.runnables.utils import gather_with_concurrency
 
-from rfx_agent.adapters.attempts import Again, Made, Thing, response_id, tag
+from rfx_agent.adapters.attempts import Again, Made, Thing, response_id, tag, together
 from rfx_agent.adapters.chain.held import Held, hold
 from rfx_agent.errors import is_control_flow
 from rfx_agent.ports import Sampler
@@ -169,7 +168,7 @@ class Chain(Thing, Generic[In, Out]):
         """The same on the running event loop."""
         if len(runs) == 1 or self.streaming:
             limit = self._config.get("max_concurrency")
-            return await gather_with_concurrency(limit, *[self.atried(again) for again in runs])
+            return await together([self.atried(again) for again in runs], limit)
         children = [self._child(again) for again in runs]
         inputs, configs = [self._value] * len(runs), [config for config, _ in children]
         outputs = await self._chain.abatch(inputs, configs, return_exceptions=True, **self._kwargs)

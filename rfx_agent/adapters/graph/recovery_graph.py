@@ -114,12 +114,21 @@ def recovery_graph(
     def opened(run: Run, state: RecoveryState) -> Flow[Case]:
         return diagnose(run, _opened(run, state), human=interrupts)
 
+    def routed(case: Case) -> Command[str]:
+        route = case.decision.route
+        if case.outcome is None and case.ask is None and route not in remedies:
+            raise ConfigError(
+                f"recovery graph: policy {case.decision.policy} chose route {route!r} on step {case.step.id}, and the "
+                f"recovery has no part for it; give the recovery a tool or a steerer, or choose among {remedies}"
+            )
+        return _routed(case)
+
     builder = StateGraph(
         RecoveryState, context_schema=context_schema, input_schema=RecoveryInput, output_schema=RecoveryOutput
     )
     builder.add_node(
         "diagnose",
-        _flow_node("diagnose", source, opened, _routed),
+        _flow_node("diagnose", source, opened, routed),
         destinations=(*remedies, "escalate", END) if interrupts else (*remedies, END),
     )
     builder.add_edge(START, "diagnose")
