@@ -118,7 +118,17 @@ class Spend:
         )
 
     def __sub__(self, other: Spend) -> Spend:
-        return self + other.times(-1)
+        return Spend(
+            self.attempts - other.attempts,
+            self.samples - other.samples,
+            self.tokens - other.tokens,
+            self.usd - other.usd,
+            self.seconds - other.seconds,
+            self.tool_seconds - other.tool_seconds,
+            self.escalations - other.escalations,
+            self.calls - other.calls,
+            self.asked - other.asked,
+        )
 
     def times(self, n: int) -> Spend:
         """This amount ``n`` times over."""

@@ -76,7 +76,7 @@ class Killing:
         self.draw = random.Random(self.seed)  # noqa: S311  # the same moments again, as far as a clock allows
 
     def run(self) -> None:
-        """Start, kill and take up until ``kills`` are done and everything has ended; or give up as stuck."""
+        """Start, kill and resume until ``kills`` are done and everything has ended; or give up as stuck."""
         last, done = time.time(), 0
         while True:
             killing = self.counts["kills"] < self.kills
@@ -100,7 +100,7 @@ class Killing:
             worker.process.join()
 
     def _jobs(self, *, new: bool) -> list[Job]:
-        """What the next worker is to take up: what was left, then new work."""
+        """What the next worker is to resume: what was left, then new work."""
         now = time.time()
         free = [x for x in self.items if not x.done and not x.busy and self._due(x, now)]
         some = self.draw.sample(free, min(_HELD, len(free)))

@@ -22,7 +22,7 @@ _PER_TOKEN = 4  # characters of a token, on average; for estimates that nothing 
 _INSTANT = 0.001  # seconds
 
 
-def of_usage(run: Run, usage: Usage, *, samples: int = 0, seconds: float = 0.0) -> Spend:
+def of_usage(run: Run, usage: Usage, *, samples: int = 0, seconds: float = 0.0, asked: int = 0) -> Spend:
     """What ``usage`` of the sampler's model costs."""
     price = run.settings.price
     return Spend(
@@ -31,6 +31,7 @@ def of_usage(run: Run, usage: Usage, *, samples: int = 0, seconds: float = 0.0) 
         usd=price.usd(usage) if price else 0.0,
         seconds=seconds,
         calls=usage.calls,
+        asked=asked,
     )
 
 

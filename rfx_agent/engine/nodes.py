@@ -32,6 +32,7 @@ __all__ = ["REMEDIES", "First", "diagnose", "examine", "judged", "recover", "sta
 
 Tables: TypeAlias = tuple[TopLogprobs | FeatureError | None, ...]
 
+_NOTHING = Spend()
 _UNPAID = Verdict(False, reason="not judged: the budget cannot pay for the verifier")
 
 
@@ -252,10 +253,11 @@ def _verdict_call(run: Run, step: Step, rollout: Rollout, peers: Sequence[Rollou
 
 def _price_of_verdicts(run: Run, replies: Sequence[Reply], bound: Spend | None = None) -> Spend:
     """What verdicts cost. One that was cancelled may have cost all that was reserved for them."""
-    spent = Spend()
+    spent = _NOTHING
     for reply in replies:
         usage = reply.value.usage if reply.error is None else costs.reported(reply.error)
-        spent += costs.of_usage(run, usage, seconds=reply.seconds) + Spend(asked=int(usage.calls > 0))
+        one = costs.of_usage(run, usage, seconds=reply.seconds, asked=int(usage.calls > 0))
+        spent = one if spent is _NOTHING else spent + one
     if bound is not None and any(isinstance(x.error, TimedOut) for x in replies):
         return replace(bound, seconds=spent.seconds)
     return spent

@@ -31,7 +31,7 @@ from rfx_agent.adapters.agent.person import PersonHooks
 from rfx_agent.adapters.agent.state import AgentRun, Purses, RecoverabilityState
 from rfx_agent.adapters.agent.thing import AgentModel, Parameters, answer_of, fits, rollout_of_response
 from rfx_agent.adapters.agent.tools import ToolCheck, ToolHooks, checked_checks
-from rfx_agent.adapters.attempts import Again, Attempts, response_id
+from rfx_agent.adapters.attempts import Again, Attempts
 from rfx_agent.adapters.graph.source import streaming
 from rfx_agent.adapters.shield import Shield
 from rfx_agent.budgets.step import Ledger
@@ -219,8 +219,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         step, response = self._step(request), malformed or reply.value
         ledger = agent.purse.ledger if self._per == "run" else Ledger(self._settings.budget)
         run = Run.of(self._settings, on_event=streaming(self._settings))
-        candidate = rollout_of_response(response)
-        candidate = replace(candidate, response_id=candidate.response_id or response_id(1))
+        candidate = rollout_of_response(response, number=1)
         verdict = None if first is None else (yield from judged(run, step, candidate, ledger))
         if first is not None and verdict is not None and verdict.passed:
             if run.unseen:

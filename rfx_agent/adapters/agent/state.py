@@ -139,5 +139,7 @@ def _plain(spend: Spend) -> dict[str, float]:
 
 
 def _spend(record: Mapping[str, Any]) -> Spend:
-    spent = record.get("spent", {})
+    spent = record.get("spent")
+    if not spent:
+        return Spend()
     return Spend(**{name: spent[name] for name in _AMOUNTS if name in spent})  # a later version may count more

@@ -11,7 +11,7 @@ from langchain.agents.structured_output import StructuredOutputError
 from langchain_core.messages import AIMessage
 from langchain_core.runnables.config import set_config_context
 
-from rfx_agent.adapters.attempts import Again, Made, Thing, in_context
+from rfx_agent.adapters.attempts import Again, Made, Thing, in_context, response_id
 from rfx_agent.adapters.texts import as_text, restored
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout
@@ -45,11 +45,11 @@ def answer_of(response: ModelResponse[Any]) -> AIMessage | None:
     return message
 
 
-def rollout_of_response(made: Response, temperature: float | None = None) -> Rollout:
+def rollout_of_response(made: Response, temperature: float | None = None, *, number: int) -> Rollout:
     """What the model gave, as a rollout."""
     message = made.ai_message if isinstance(made, StructuredOutputError) else _said(made)
     assert message is not None  # noqa: S101  # a model call gives a message
-    rollout = rollout_of(message, temperature, name="r0")
+    rollout = rollout_of(message, temperature, message.id or response_id(number), name="r0")
     if isinstance(made, ModelResponse) and made.structured_response is not None:
         # The tokens spell the model's own text, and no place in this one.
         return replace(rollout, text=as_text(made.structured_response), tokens=None)
@@ -101,7 +101,7 @@ class AgentModel(Thing):
 
     def made(self, output: Response, again: Again) -> Made:
         """What the model gave. A response that calls tools is no answer."""
-        rollout = rollout_of_response(output, again.request.temperature)
+        rollout = rollout_of_response(output, again.request.temperature, number=again.number)
         if isinstance(output, StructuredOutputError):
             return Made(rollout, flaw=f"it is no structured response: {output}", usage=rollout.usage)
         if answer_of(output) is None:

@@ -5,13 +5,13 @@ is no delay to gather requests; those that come while a transaction runs are in 
 budget to each process would save transactions too, but strands what a process has leased and does not use.
 
 What was tried, in reservations a second of 50 concurrent async callers (``benchmarks/budget.py``; two cores, a local
-disk, PostgreSQL on a socket; the ways took turns; the ranges are those of four runs on a busy machine):
+disk, PostgreSQL on a socket; the ways took turns; ranges over three or four runs, on a machine with other work):
 
-    one transaction per call, on threads: SQLite with one connection, PostgreSQL with ten:  900-1,400 and 400-550
+    one transaction per call, on threads: SQLite with one connection, PostgreSQL with ten:  900-1,400 and 390-540
     this writer, one SQLAlchemy transaction for all that waits:                         8,000-10,100 and 2,300-6,800
     a writer on the drivers themselves, its statements pipelined (version 0.1):         7,500-13,000 and 3,400-8,100
 
-All three were exact in ``benchmarks.chaos budgets``. The first costs a factor of 6 to 15, and no driver helps: one bare
+All three were exact in ``benchmarks.chaos budgets``. The first costs a factor of 6 to 10, and no driver helps: one bare
 UPDATE per call reaches 3,700 and 1,000. The last is at most half as fast again, and twice as fast for one caller alone,
 who waits 0.7 ms here; it took 300 more lines of code.
 
