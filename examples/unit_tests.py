@@ -1,4 +1,4 @@
-"""A function that a model wrote, held against unit tests in the sandbox: what fails is sampled again.
+"""A function that a model wrote, held against unit tests in the sandbox: what fails is revised with the failed test.
 
 python examples/unit_tests.py
 """
@@ -35,7 +35,8 @@ def passes_the_tests(step: Step, rollout: Rollout) -> Verdict:
     for test in step.expected:
         result = sandbox.run(f"{code}\n\nanswer = {test}")
         if result.answer != "True":
-            return Verdict(False, answer=code, reason=f"{test}: {result.error or result.answer}")
+            failed = f"{test}: {result.error or result.answer}"
+            return Verdict(False, answer=code, reason=failed, feedback=f"This test fails: {failed}")
     return Verdict(True, answer=code, reason=f"all {len(step.expected)} tests pass")
 
 

@@ -100,13 +100,17 @@ class Settings(BaseModel):
             "rescue per cost, from the published failures."
         ),
     )
-    remedies: tuple[Literal["retry", "local_temp", "tool"], ...] = Field(
+    remedies: tuple[Literal["retry", "extend", "revise", "local_temp", "tool"], ...] = Field(
         ("retry",), title="Remedies", description="Sequence of the policy fixed.", min_length=1
     )
-    extra_samples: int = Field(
-        3, title="Extra samples", description="Draws asked for when a candidate failed.", ge=0, le=64
+    extra_samples: int | None = Field(
+        None,
+        title="Extra samples",
+        description="Draws asked for at once when a candidate failed; empty leaves it to the policy.",
+        ge=0,
+        le=64,
     )
-    resample_draws: int = Field(4, title="Draws per round", description="Draws of one further round.", ge=1, le=64)
+    concurrency: int = Field(1, title="Draws at once", description="Draws of one round.", ge=1, le=64)
     tool: bool = Field(True, title="Program tool", description="Whether the model may write a program and have it run.")
     attempts: int = Field(12, title="Budget: attempts", description="Most candidate answers per step.", ge=0)
     samples: int = Field(16, title="Budget: samples", description="Most completions per step.", ge=0)
@@ -163,7 +167,7 @@ def _built(settings: Settings) -> Recovery:
         budget=RetryBudget.of({cap: getattr(settings, cap) for cap in caps}),
         shared=_shared(),
         extra_samples=settings.extra_samples,
-        resample_draws=settings.resample_draws,
+        concurrency=settings.concurrency,
         temperature=settings.temperature,
         max_tokens=settings.max_tokens,
         seed=settings.seed,

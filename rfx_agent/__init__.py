@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rfx_agent.budgets.memory import MemoryStore
     from rfx_agent.budgets.prices import price_of
     from rfx_agent.budgets.sql.store import SQLStore
+    from rfx_agent.remedies.delegate import Delegate
+    from rfx_agent.remedies.extend import Extend
+    from rfx_agent.remedies.revise import Revise
     from rfx_agent.samplers.chat import ChatModelSampler
     from rfx_agent.samplers.local import LocalSampler
     from rfx_agent.samplers.openai import OpenAISampler
@@ -41,8 +44,10 @@ __all__ = [
     "Case",
     "ChatModelSampler",
     "ConfigError",
+    "Delegate",
     "Escalation",
     "ExactVerifier",
+    "Extend",
     "FunctionVerifier",
     "InFlight",
     "JsonSchemaVerifier",
@@ -60,6 +65,7 @@ __all__ = [
     "Recovery",
     "RegexVerifier",
     "RetryBudget",
+    "Revise",
     "RfxError",
     "Rollout",
     "SQLStore",
@@ -82,7 +88,9 @@ __all__ = [
 
 _LAZY = {
     "ChatModelSampler": "samplers.chat",
+    "Delegate": "remedies.delegate",
     "ExactVerifier": "verifiers.text",
+    "Extend": "remedies.extend",
     "FunctionVerifier": "verifiers.function",
     "JsonSchemaVerifier": "verifiers.schema",
     "JudgeVerifier": "verifiers.judge",
@@ -94,6 +102,7 @@ _LAZY = {
     "PydanticVerifier": "verifiers.schema",
     "RecoverabilityMiddleware": "adapters.agent.middleware",
     "RegexVerifier": "verifiers.text",
+    "Revise": "remedies.revise",
     "SQLStore": "budgets.sql.store",
     "add_recovery": "adapters.graph.behind",
     "outcome_of": "adapters.graph.recovery_graph",

@@ -11,7 +11,8 @@ from typing import Literal, TypeAlias
 
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.errors import ConfigError
-from rfx_agent.records import Agreement, Evidence, Rollout, Spend, Step
+from rfx_agent.evidence.kinds import kind_of
+from rfx_agent.records import Agreement, Evidence, Kind, Rollout, Spend, Step
 
 __all__ = ["Ask", "Attempt", "Case", "Decision", "Diagnosis", "Outcome", "Regime", "Status"]
 
@@ -31,6 +32,8 @@ class Attempt:
             not run). A model that could not be reached is no miss: it says nothing about the failure.
         tokens: what it cost.
         note: why it produced less than was asked, if it did; may quote model output, so it is untrusted.
+        kind: how the last answer before it had failed; None where there was none.
+        told: whether the verifier had said what is wrong with that answer.
     """
 
     remedy: str
@@ -39,6 +42,8 @@ class Attempt:
     misses: int = 0
     tokens: int = 0
     note: str = ""
+    kind: Kind | None = None
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +63,21 @@ class Diagnosis:
         agreement: how their answers are spread.
         posterior: per remedy, the Beta(alpha, beta) of one more attempt passing.
         tried: per remedy, rounds made so far on this failure.
-        cost: per remedy that this deployment can carry out, the most that one attempt may cost.
+        cost: per remedy that is available for this failure, the most that one attempt may cost.
         passed: id of a rollout that passed, or None.
         blocked: sentence saying why no model can be asked any more, or "".
         blocked_by: the same for a machine (see ``Case``).
+        task: the step's.
+        kinds: how often failed rollouts were of each kind.
+        kind: how the last rollout failed, or None.
+        told: whether the verifier said what is wrong with it, and not only that it is wrong.
+        failed: per remedy, attempts that failed, without the one that opened the case.
+        turn: decisions made on this failure before.
+        nodes: per available remedy, the node of the graph that carries it out.
+        words: per available remedy, what a sentence calls it.
+        unavailable: per remedy of the deployment that is not available for this failure, why.
+        measurable: whether further draws can give features that may route.
+        prior: where the beliefs come from, for the decision's sentence.
     """
 
     step_id: str
@@ -80,6 +96,22 @@ class Diagnosis:
     passed: str | None = None
     blocked: str = ""
     blocked_by: str = ""
+    task: str = ""
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    kind: Kind | None = None
+    told: bool = False
+    failed: Mapping[str, int] = field(default_factory=dict)
+    turn: int = 0
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    measurable: bool = False
+    prior: str = ""
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer was seen. Rollouts that were all cut off say nothing about the reasoning."""
+        return any(n for kind, n in self.kinds.items() if kind != "cut") or not self.kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +119,16 @@ class Decision:
     """One decision of a policy, as it is logged, replayed and shown.
 
     Attributes:
-        route: "accept", or the graph's next node: "resample", "tool_verify", "steer" or "escalate".
+        route: "accept", "escalate", or the node of the remedy: "resample", "extend", "revise", "tool_verify",
+            "delegate", "steer" or a user's own.
         remedy: what that node is to do; None for ``accept``.
-        regime: what kind of failure this is held to be; None where nothing failed or nothing was measured.
+        regime: what kind of failure this is held to be; None where nothing failed, or no answer was seen yet.
         reason: short machine-readable cause ("passed", "budget:tokens", "out_of_reach", "rule:local_temp", ...).
         sentence: the same for a person.
         policy: name and version of the rule that decided.
-        evidence, features, z, posterior: what it rested on (see ``Diagnosis``).
+        evidence, features, z, posterior, kinds, kind, told: what it rested on (see ``Diagnosis``).
         expected: per remedy considered, the expected probability that one attempt rescues.
-        temperature: decode temperature for the remedy, where it is not the default.
-        from_junction: whether the remedy starts at the junction instead of at the beginning.
+        from_junction: whether the tool's program starts at the junction instead of at the beginning.
         budget_before: what was left of each cap (None: no cap).
         budget_after: the same after the remedy was paid for; None until then.
     """
@@ -111,8 +143,10 @@ class Decision:
     features: Mapping[str, float] | None = None
     z: Mapping[str, float] | None = None
     posterior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    kind: Kind | None = None
+    told: bool = False
     expected: Mapping[str, float] = field(default_factory=dict)
-    temperature: float | None = None
     from_junction: bool = False
     budget_before: Mapping[str, int | float | None] = field(default_factory=dict)
     budget_after: Mapping[str, int | float | None] | None = None
@@ -226,6 +260,12 @@ class Case:
         spent = self.ledger.spent
         return spent.calls / spent.asked if spent.asked else None
 
+    @property
+    def failed(self) -> tuple[Rollout, ...]:
+        """The rollouts that were judged and turned down, in order of arrival, each with its kind."""
+        failed = (x for x in self.rollouts if x.verdict is not None and not x.passed)
+        return tuple(x if x.kind is not None else replace(x, kind=kind_of(x)) for x in failed)
+
     def draws(self, remedy: str = "retry") -> tuple[Rollout, ...]:
         """Distinct rollouts of ``remedy``: those that repeat a response id are one draw."""
         seen: set[str] = set()
@@ -249,6 +289,8 @@ class Case:
     def add(self, rollouts: tuple[Rollout, ...], attempt: Attempt) -> Case:
         """With the products of one round appended, named and numbered."""
         base, number = len(self.rollouts), len(self.attempts)
+        if last := next(reversed(self.failed), None):
+            attempt = replace(attempt, kind=last.kind, told=last.told)
         named = tuple(replace(r, id=f"r{base + i}", round=number) for i, r in enumerate(rollouts))
         return replace(self, rollouts=self.rollouts + named, attempts=(*self.attempts, attempt))
 

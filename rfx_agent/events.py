@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from rfx_agent.case import Decision, Outcome
 from rfx_agent.codec import SCHEMA, plain
-from rfx_agent.records import Spend, Usage
+from rfx_agent.records import Kind, Spend, Usage
 
 __all__ = [
     "Decided",
@@ -74,7 +74,7 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A verifier judged a rollout."""
+    """A verifier judged a rollout of ``remedy``, "" for a candidate from outside; ``kind`` says how it failed."""
 
     step_id: str
     rollout_id: str
@@ -83,6 +83,8 @@ class Judged:
     seconds: float
     verifier: str = ""
     usage: Usage = Usage()
+    kind: Kind | None = None
+    remedy: str = ""
     run_id: str = field(default="", kw_only=True)
 
 
@@ -101,12 +103,13 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class ToolRan:
-    """A tool ran; ``failed`` when it gave an error instead of an answer."""
+    """A tool ran, or a look-up of a user's own remedy; ``failed`` when it gave an error instead of an answer."""
 
     step_id: str
     tool: str
     failed: bool
     seconds: float
+    remedy: str = "tool"
     run_id: str = field(default="", kw_only=True)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rfx_agent.errors import ConfigError
 
 if TYPE_CHECKING:
     from rfx_agent.budgets.limits import Account, Claim, Grant, Reservation
+    from rfx_agent.case import Case
     from rfx_agent.records import (
         Message,
         Rollout,
@@ -29,7 +30,18 @@ if TYPE_CHECKING:
         Verdict,
     )
 
-__all__ = ["BudgetStore", "Escalator", "Sampler", "Scorer", "Steerer", "Tool", "TraceStore", "Verifier", "adopted"]
+__all__ = [
+    "BudgetStore",
+    "Escalator",
+    "Remedy",
+    "Sampler",
+    "Scorer",
+    "Steerer",
+    "Tool",
+    "TraceStore",
+    "Verifier",
+    "adopted",
+]
 
 P = TypeVar("P")
 
@@ -44,6 +56,9 @@ class Sampler(ABC):
         name: what it is, for records and messages.
         continues_prefix: whether ``SampleRequest.prefix`` is honoured.
         takes_temperature: whether ``SampleRequest.temperature`` is honoured.
+        takes_max_tokens: whether ``SampleRequest.max_tokens`` is honoured.
+        takes_revision: whether it can be told of a failed answer: ``messages`` is read, or ``revision``.
+        drives_tools: whether it can be asked for a tool's input.
         max_calls: the most requests that one draw may cause, transport retries included; so many are reserved under
             ``RetryBudget.calls``.
     """
@@ -51,6 +66,9 @@ class Sampler(ABC):
     name: str
     continues_prefix: bool = False
     takes_temperature: bool = True
+    takes_max_tokens: bool = True
+    takes_revision: bool = True
+    drives_tools: bool = True
     max_calls: int = 1
 
     @abstractmethod
@@ -60,6 +78,42 @@ class Sampler(ABC):
     async def asample(self, request: SampleRequest) -> SampleResult:
         """The same, without blocking the event loop."""
         return await asyncio.to_thread(self.sample, request)
+
+    def on(self, other: Sampler) -> Sampler:
+        """What asks ``other`` in this one's place: by default ``other`` itself.
+
+        A sampler that runs the user's own agent again gives the other model the agent's whole request.
+        """
+        return other
+
+
+class Remedy(ABC):
+    """Something that may turn a failure into a verified success.
+
+    A remedy of one's own is simplest made of ``rfx_agent.remedies.Custom``, which needs to know nothing of flows.
+
+    Attributes:
+        name: what records, policies, budgets and logs know it by: ``[a-z0-9_]+``.
+        node: the node of the graph that carries it out; by default the remedy's own name.
+        words: what a decision's sentence calls it; by default its name.
+    """
+
+    name: str
+    node: str = ""
+    words: str = ""
+
+    @abstractmethod
+    def bound(self, run: Any, case: Case) -> Spend | str:
+        """The most that one attempt on ``case`` can cost, or why it is not available. Pure, and asks nobody.
+
+        Args:
+            run: the deployment, a ``rfx_agent.engine.run.Run``.
+            case: the failure.
+        """
+
+    @abstractmethod
+    def attempt(self, run: Any, case: Case) -> Generator[Any, Any, Case]:
+        """One attempt, as a flow: the case with the candidates that came of it, which nobody has judged yet."""
 
 
 class Verifier(ABC):

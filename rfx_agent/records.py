@@ -202,6 +202,8 @@ class Verdict:
             answer is compared with.
         weak: true where a pass is no proof (agreement among samples, a judge).
         usage: what the verifier itself spent on models.
+        kind: how the answer failed, where the verifier knows: ``no_answer``, ``malformed``, or ``unchecked`` where it
+            came to no verdict. By default a text that was turned down is ``wrong``, and a blank one ``no_answer``.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _LENIENT
@@ -213,6 +215,7 @@ class Verdict:
     feedback: str | None = None
     weak: bool = False
     usage: Usage = Usage()
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +271,11 @@ class Rollout:
         return self.verdict is not None and self.verdict.passed
 
     @property
+    def told(self) -> bool:
+        """Whether the verifier said what is wrong with it, in words that a model may read."""
+        return self.verdict is not None and bool((self.verdict.feedback or "").strip())
+
+    @property
     def answer(self) -> str | None:
         """The answer as the verifier parsed it."""
         return None if self.verdict is None else self.verdict.answer
@@ -305,6 +313,8 @@ class SampleRequest:
         want_logprobs: whether top-K log-probabilities are of use to the caller.
         purpose: what the completion is for: an answer to the step, or the input of the tool that answers it. A sampler
             that runs the user's own chain, node or agent again sends "tool_input" to the model that drives the tool.
+        revision: what ``messages`` say besides the step's own prompt, or None. A sampler that runs the user's own
+            chain, node or agent again adds it to that one's input.
     """
 
     messages: tuple[Message, ...]
@@ -315,6 +325,7 @@ class SampleRequest:
     prefix: str | None = None
     want_logprobs: bool = True
     purpose: Literal["answer", "tool_input"] = "answer"
+    revision: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,9 @@ class Recovery(Settings):
         sampler: the model that fails, and that is sampled again. None where the step comes from a chain, a node or an
             agent, which is run again itself; then there is no model to drive ``tool``.
         verifier: tells a success from a failure.
+        remedies: what may be tried on a failure, ``rfx_agent.remedies``; by default ``default_remedies()``: another
+            draw, going on from a cut answer, a revision where the verifier says what is wrong. ``tool`` and
+            ``steerer`` add theirs.
         tool: what ``tool_verify`` runs; without it there is no such route.
         scorer: gives an ancestor's log-probabilities, for two-model evidence.
         steerer: carries out operators on the logits; without it there is no such route.
@@ -35,8 +38,10 @@ class Recovery(Settings):
             None.
         price: of the sampler's tokens; required by a cap on money, in ``budget`` or in ``shared``. See
             ``rfx_agent.price_of``.
-        extra_samples: draws asked for when the candidate failed.
-        resample_draws: draws of one further round.
+        extra_samples: draws asked for at once when the candidate failed, before the first decision, as the paper has
+            it; None leaves it to the policy, which draws as long as a draw is the best that can be bought.
+        concurrency: draws of one round, at once. One after another they stop at the first pass; several at once cost
+            more and take less time.
         temperature: decode temperature of draws.
         tool_temperature: decode temperature when the model writes the tool's input.
         max_tokens: most tokens per completion.

@@ -31,6 +31,7 @@ from scenarios import SCENARIOS, STEP, Scenario
 from rfx_agent import (
     Outcome,
     Recovery,
+    Rollout,
     SampleRequest,
     SampleResult,
     Unresolved,
@@ -43,7 +44,6 @@ from rfx_agent import (
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.case import Decision, Diagnosis
 from rfx_agent.events import Event, Finished
-from rfx_agent.policies import DefaultPolicy
 from rfx_agent.testing import ScriptedSampler
 
 QUESTION = [dict(m) for m in STEP.messages]
@@ -57,13 +57,17 @@ class Limits:
     Attributes:
         own_candidate: it always has a candidate: the first answer is drawn by its user's own code, on no budget.
         single: it asks for one completion at a time.
-        takes_temperature: whether a draw can be asked for at another temperature.
+        takes_prefix: whether a draw can go on from a text, at a temperature of its own.
+        takes_max_tokens: whether the cap on a draw's tokens can be raised.
+        tells_the_end: whether it is known how a draw ended, and not only its text.
         draw_fields: fields of a request for a draw that reach the model. Requests for a tool's input carry all.
     """
 
     own_candidate: bool = False
     single: bool = False
-    takes_temperature: bool = True
+    takes_prefix: bool = True
+    takes_max_tokens: bool = True
+    tells_the_end: bool = True
     draw_fields: tuple[str, ...] = ALL_FIELDS
 
 
@@ -78,15 +82,15 @@ class Parts:
     version = "watch"
 
     def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
-        """The default policy's decision, remembered: this object is the policy."""
-        decision = DefaultPolicy().decide(diagnosis, ledger)
+        """The decision of the scenario's own policy, remembered: this object is the policy."""
+        decision = self.scenario.recovery().policy.decide(diagnosis, ledger)
         self.decided.append((decision, ledger))
         return decision
 
     def options(self) -> dict[str, Any]:
         """Parameters of the recovery, but for its sampler."""
         made = self.scenario.recovery()
-        names = ("verifier", "tool", "seed", "max_tokens", "budget")
+        names = ("verifier", "remedies", "tool", "seed", "max_tokens", "budget", "extra_samples", "concurrency")
         return {name: getattr(made, name) for name in names} | {"policy": self, "on_event": self.events.append}
 
     def recovery(self, sampler: Any = None) -> Recovery:
@@ -100,6 +104,7 @@ class Observed:
 
     Attributes:
         decisions: (route, remedy, reason) of each.
+        kinds: how the last answer before each had failed.
         outcome: (status, text, answer, by, reason).
         text: what the user got back.
         spent: (attempts, samples, tokens, escalations, calls).
@@ -108,6 +113,7 @@ class Observed:
     """
 
     decisions: list[tuple[str, str | None, str]]
+    kinds: list[str | None]
     outcome: tuple[Any, ...]
     text: str | None
     spent: tuple[int, ...]
@@ -157,7 +163,14 @@ class GraphWay(Way):
 class WrapWay(Way):
     """``with_recovery`` around a chat model. A chain is run on its input and asked for nothing else."""
 
-    limits = Limits(own_candidate=True, single=True, takes_temperature=False, draw_fields=("n", "messages"))
+    limits = Limits(
+        own_candidate=True,
+        single=True,
+        takes_prefix=False,
+        takes_max_tokens=False,
+        tells_the_end=False,
+        draw_fields=("n", "messages"),
+    )
 
     def __init__(self, *, streaming: bool = False) -> None:
         self.name = "wrapper-stream" if streaming else "wrapper"
@@ -209,29 +222,37 @@ class ScriptedChat(BaseChatModel):
             return ChatResult(generations=[ChatGeneration(message=AIMessage(self.candidate.pop()))])
         asked = tuple(dict(m) for m in convert_to_openai_messages(messages))
         (rollout,) = self.source.sample(SampleRequest(asked)).rollouts
-        used = {
-            "input_tokens": rollout.usage.prompt_tokens,
-            "output_tokens": rollout.usage.completion_tokens,
-            "total_tokens": rollout.usage.tokens,
-        }
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(rollout.text, usage_metadata=used))])
+        return ChatResult(generations=[ChatGeneration(message=message_of(rollout))])
+
+
+def message_of(rollout: Rollout) -> AIMessage:
+    """A draw as a chat model gives it, with what it used and how it ended."""
+    used: Any = {
+        "input_tokens": rollout.usage.prompt_tokens,
+        "output_tokens": rollout.usage.completion_tokens,
+        "total_tokens": rollout.usage.tokens,
+    }
+    ended = {} if rollout.finish_reason is None else {"finish_reason": rollout.finish_reason}
+    return AIMessage(rollout.text, usage_metadata=used, response_metadata=ended)
 
 
 class Limited:
     """A sampler under a way's limits: what the engine has to be compared with."""
 
     name = "scripted"
-    continues_prefix = False
 
     def __init__(self, inner: ScriptedSampler, limits: Limits) -> None:
-        self._inner, self._single = inner, limits.single
-        self.takes_temperature = limits.takes_temperature
+        self._inner, self._limits = inner, limits
+        self.continues_prefix = inner.continues_prefix and limits.takes_prefix
+        self.takes_max_tokens = limits.takes_max_tokens
 
     def sample(self, request: SampleRequest) -> SampleResult:
-        if not self._single:
-            return self._inner.sample(request)
-        made = [self._inner.sample(replace(request, n=1)) for _ in range(request.n)]
-        return SampleResult(tuple(x for m in made for x in m.rollouts), sum((m.usage for m in made), Usage()))
+        each = [replace(request, n=1)] * request.n if self._limits.single else [request]
+        made = [self._inner.sample(one) for one in each]
+        rollouts = tuple(x for m in made for x in m.rollouts)
+        if not self._limits.tells_the_end and request.purpose == "answer":
+            rollouts = tuple(replace(x, finish_reason=None) for x in rollouts)
+        return SampleResult(rollouts, sum((m.usage for m in made), Usage()))
 
     async def asample(self, request: SampleRequest) -> SampleResult:
         return self.sample(request)
@@ -254,12 +275,13 @@ class ReferenceWay(Way):
 def observe(way: Way, name: str, *, use_async: bool) -> Observed:
     """Run the scenario called ``name`` through ``way``."""
     scenario = own_candidate(SCENARIOS[name]) if way.limits.own_candidate else SCENARIOS[name]
-    parts = Parts(scenario, ScriptedSampler(scenario.texts))
+    parts = Parts(scenario, scenario.sampler())
     text = asyncio.run(way.arun(parts)) if use_async else way.run(parts)
     (outcome,) = [event.outcome for event in parts.events if isinstance(event, Finished)]
     spent = parts.decided[-1][1].spent
     return Observed(
         decisions=[(d.route, d.remedy, d.reason) for d, _ in parts.decided],
+        kinds=[d.kind for d, _ in parts.decided],
         outcome=(outcome.status, outcome.text, outcome.answer, outcome.by, outcome.reason),
         text=text,
         spent=(spent.attempts, spent.samples, spent.tokens, spent.escalations, spent.calls),
@@ -276,7 +298,7 @@ def own_candidate(scenario: Scenario) -> Scenario:
 
 
 def _request(request: SampleRequest, limits: Limits) -> dict[str, Any]:
-    draw = [dict(m) for m in request.messages] == [dict(m) for m in STEP.messages]
+    draw = len(request.messages) == len(STEP.messages)  # a tool's prompt has a message more
     return {name: getattr(request, name) for name in (limits.draw_fields if draw else ALL_FIELDS)}
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from rfx_agent import Recovery
 from rfx_agent.errors import CalibrationError, FeatureError
 from rfx_agent.evidence.calibration import Calibration, FeatureStats
 from rfx_agent.evidence.posterior import moments
+from rfx_agent.evidence.rescue import belief_in
 from rfx_agent.evidence.routing import operator_of
+from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
 
 MEANS = {"spread": 0.4682, "concentration": 2.3291, "logit_dispersion": -0.7729}
 
@@ -144,13 +149,19 @@ def test_different_populations_merge_only_when_the_mixture_is_named(what: str) -
 
 
 def test_files_keep_everything(tmp_path: Path) -> None:
-    calibration, _, _ = mine(3)
+    calibration = replace(mine(3)[0], counts={"retry|wrong": (1, 9), "retry|wrong@sums": (1, 4)})
     path = tmp_path / "calibration.json"
     path.write_text("old")
     calibration.save(path)
     assert Calibration.load(path) == calibration
     assert [p.name for p in tmp_path.iterdir()] == ["calibration.json"]
     assert Calibration.from_json(Calibration.published().to_json()) == Calibration.published()
+
+
+def test_a_file_without_counts_has_none() -> None:
+    body = json.loads(mine(3)[0].to_json())
+    del body["counts"]
+    assert Calibration.from_json(json.dumps(body)) == mine(3)[0]
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +192,9 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         (("priors", "retry"), [1.0], "priors.retry"),
         (("priors", "No body"), [1.0, 1.0], "'No body'"),
         (("rates", "retry", "mean"), "x", "rates.retry.mean"),
+        (("counts",), {"retry|wrong": [3, 2]}, "counts.retry|wrong"),
+        (("counts",), {"retry|wrong": [1]}, "counts.retry|wrong"),
+        (("counts",), {"retry|wrong": [1, None]}, "counts.retry|wrong"),
     ],
 )
 def test_bad_files_name_the_file_and_the_field(tmp_path: Path, place: tuple, value: object, named: str) -> None:
@@ -218,6 +232,10 @@ def test_no_json_at_all(tmp_path: Path, text: str) -> None:
         {"priors": {"retry": (1.0,)}},
         {"priors": {"No body": (1.0, 1.0)}},
         {"rates": {"retry": FeatureStats(3, 0.5, math.inf)}},
+        {"counts": {"retry": (2, 1)}},
+        {"counts": {"retry": (-1, 1)}},
+        {"counts": {"retry": (0, math.inf)}},
+        {"counts": {"retry": (math.nan, 1)}},
     ],
 )
 def test_statistics_that_cannot_be(bad: dict) -> None:
@@ -226,7 +244,104 @@ def test_statistics_that_cannot_be(bad: dict) -> None:
 
 
 def test_what_is_given_is_copied() -> None:
-    priors = {"retry": (1.0, 1.0)}
-    calibration = Calibration("n", "p", "t", priors=priors)
-    priors["retry"] = (9.0, 9.0)
+    priors, counts = {"retry": (1.0, 1.0)}, {"retry": (1.0, 2.0)}
+    calibration = Calibration("n", "p", "t", priors=priors, counts=counts)
+    priors["retry"], counts["retry"] = (9.0, 9.0), (9.0, 9.0)
     assert calibration.prior("retry") == (1.0, 1.0)
+    assert calibration.counts == {"retry": (1.0, 2.0)}
+
+
+def test_counts_add_up_where_populations_merge() -> None:
+    one = replace(mine(1)[0], counts={"retry|wrong": (1, 5), "tool|cut": (2, 2)})
+    two = replace(mine(2)[0], counts={"retry|wrong": (0, 7), "revise|malformed|told": (3, 4)})
+    added = {"retry|wrong": (1, 12), "tool|cut": (2, 2), "revise|malformed|told": (3, 4)}
+    assert one.merge(two).counts == two.merge(one).counts == added
+
+
+# What is believed of a remedy before it was tried on a failure.
+
+LOCAL = Calibration("till", "a/b", "sums")
+
+
+def believed(remedy: str, calibration: Calibration = LOCAL, **about: Any) -> tuple[float, float, str]:
+    """Mean and strength of the prior, and where it comes from."""
+    belief = belief_in(remedy, calibration, **{"kind": "wrong", "told": False} | about)
+    alpha, beta = belief.beta
+    return round(alpha / (alpha + beta), 6), round(alpha + beta, 6), belief.said
+
+
+@pytest.mark.parametrize(
+    ("remedy", "about", "mean"),
+    [
+        ("retry", {}, 0.130),
+        ("retry", {"kind": "cut"}, 0.017),
+        ("retry", {"kind": "malformed"}, 0.3),
+        ("retry", {"kind": "no_answer"}, 0.25),
+        ("extend", {"kind": "cut"}, 0.15),
+        ("revise", {"told": True}, 0.4),
+        ("revise", {"told": True, "kind": "malformed"}, 0.4),
+        ("revise", {}, 0.034),
+        ("tool", {}, 0.333),
+        ("delegate", {}, 0.314),
+        ("delegate_large", {}, 0.314),
+        ("dense_steer", {}, 0.129),
+        ("look_up", {}, 0.25),
+    ],
+)
+def test_the_built_in_belief_goes_by_remedy_kind_and_feedback(remedy: str, about: Any, mean: float) -> None:
+    got, _, said = believed(remedy, **about)
+    assert (got, said) == (mean, "built-in, worth 8 failures of your own at most")
+    assert believed(remedy, Calibration.published(), **about)[0] == mean  # the published priors are of other operators
+
+
+def test_what_was_counted_outweighs_the_built_in_belief_after_eight() -> None:
+    counted = replace(LOCAL, counts={"retry|wrong": (8, 8), "retry|malformed": (0, 1000), "revise|wrong|told": (8, 8)})
+    mean, strength, said = believed("retry", counted)
+    assert mean == pytest.approx((8 * 0.130 + 8) / 16)
+    assert strength == believed("retry")[1]  # how much failures differ is another matter
+    assert said == "from calibration 'till', 8 attempts"
+    # What shows the model no feedback does not depend on it; a revision does.
+    assert believed("retry", counted, told=True) == believed("retry", counted)
+    assert believed("revise", counted) == believed("revise")
+    assert believed("revise", counted, told=True)[0] == pytest.approx((8 * 0.4 + 8) / 16)
+    assert believed("retry", counted, kind="malformed", told=True)[0] == pytest.approx(8 * 0.3 / 1008, abs=1e-6)
+
+
+def test_the_task_is_pooled_within_all_tasks() -> None:
+    counted = replace(LOCAL, counts={"tool|wrong": (10, 40), "tool|wrong@sums": (8, 8)})
+    pooled = (8 * 0.333 + 10) / 48
+    assert believed("tool", counted)[0] == believed("tool", counted, task="days")[0] == pytest.approx(pooled, abs=1e-6)
+    mean, _, said = believed("tool", counted, task="sums")
+    elsewhere = (8 * 0.333 + 2) / 40  # a task's own attempts count once
+    assert mean == pytest.approx((8 * elsewhere + 8) / 16, abs=1e-6)
+    assert said == "from calibration 'till', 40 attempts"
+
+
+def test_a_prior_of_the_calibrations_own_comes_before_the_built_in_one() -> None:
+    own = replace(LOCAL, priors={"retry": (2.0, 6.0), "sparse_steer": (0.27, 0.45)})
+    assert believed("retry", own) == (0.25, 8.0, "from calibration 'till'")
+    counted = replace(own, counts={"retry|wrong": (0, 8)})
+    assert believed("retry", counted) == (0.125, 8.0, "from calibration 'till', 8 attempts")
+    # What is published of an operator holds where its features may route, and not elsewhere.
+    assert believed("sparse_steer", own)[0] == 0.081
+    assert believed("sparse_steer", own, published=True)[0] == 0.375
+
+
+def test_features_that_may_route_are_held_against_the_priors_that_they_were_published_with() -> None:
+    assert believed("retry", Calibration.published(), published=True)[:2] == (0.375, 0.72)
+    assert believed("tool", Calibration.published(), published=True)[:2] == (0.5, 2.0)
+    counted = replace(Calibration.published(), counts={"retry|wrong": (40, 40)})
+    assert believed("retry", counted, published=True)[0] == 0.375
+
+
+def test_a_decisions_sentence_names_where_its_rates_come_from() -> None:
+    counted = replace(LOCAL, counts={"retry|wrong": (8, 8)})
+    for calibration, said in (
+        (LOCAL, "built-in, worth 8 failures of your own at most"),
+        (counted, "'till', 8 attempts"),
+    ):
+        sampler, verifier = ScriptedSampler(["42"]), ScriptedVerifier(["42"])
+        case = Recovery(sampler, verifier, calibration=calibration).run("What is 6 times 7?", "41")
+        first = case.decisions[0]
+        assert first.reason == "worth:retry"
+        assert first.sentence.endswith(f"{said}.")

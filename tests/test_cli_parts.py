@@ -68,9 +68,9 @@ def test_model_output_is_plain_on_the_terminal(text: str, shown: str) -> None:
     assert plain(text) == shown
 
 
-def test_both_arms_start_from_the_same_draws_and_get_the_same_tokens() -> None:
-    # One failing draw, three failing extras, a program that computes; then retry draws until its tokens are spent.
-    texts = [f"Answer: {n}" for n in (1, 2, 3, 4)] + ["```python\nanswer = 4 + 5\n```"] + ["Answer: 8"] * 99
+def test_both_arms_start_from_the_same_draw_and_get_the_same_tokens() -> None:
+    # One failing draw, a program that computes; then retry draws until its tokens are spent.
+    texts = ["Answer: 1", "```python\nanswer = 4 + 5\n```", *["Answer: 8"] * 99]
     recovery = demo_recovery(ScriptedSampler(texts), seed=1)
     seen: list[bool] = []
     report = asyncio.run(
@@ -84,7 +84,11 @@ def test_both_arms_start_from_the_same_draws_and_get_the_same_tokens() -> None:
     assert figures["recovery"]["routes"] == {"tool": 1}
     assert figures["retry"]["tokens"] >= figures["recovery"]["tokens"]
     failure = report.failures[0]
-    assert [x.text for x in failure.retry.rollouts[:4]] == [x.text for x in failure.recovery.rollouts[:4]]
+    assert failure.retry.rollouts[0] == failure.recovery.rollouts[0]
+    assert [x.text for x in failure.recovery.rollouts] == ["Answer: 1", "9"]
+    assert {x.text for x in failure.retry.rollouts[1:]} == {"Answer: 8"}
+    assert figures["retry"]["attempts"] == len(failure.retry.rollouts)
+    assert failure.retry.ledger.spent.tokens - failure.retry.rollouts[-1].usage.tokens < figures["recovery"]["tokens"]
 
 
 def test_a_failure_is_shown_without_obeying_the_model() -> None:

@@ -213,6 +213,7 @@ class PaidVerifier(ScriptedVerifier):
 def test_verdicts_are_paid_for_before_they_are_asked_for(run: Callable[..., Case]) -> None:
     events: list[Event] = []
     parts: dict[str, Any] = {"sampler": ScriptedSampler([], last="wrong"), "on_event": events.append, "max_tokens": 50}
+    parts |= {"extra_samples": 3, "concurrency": 4}
     verifier = PaidVerifier(["42"])
     case = run(Recovery(verifier=verifier, budget=RetryBudget(tokens=900), **parts), "41")
     assert case.ledger.reserved == Spend()
@@ -228,7 +229,7 @@ def test_verdicts_are_paid_for_before_they_are_asked_for(run: Callable[..., Case
     ("option", "message"),
     [
         ({"extra_samples": -1}, "extra_samples is -1"),
-        ({"resample_draws": 0}, "resample_draws is 0"),
+        ({"concurrency": 0}, "concurrency is 0"),
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"sampler": "gpt"}, "sampler is 'gpt'; give an instance"),
         ({"verifier": ScriptedVerifier}, "verifier is <class"),

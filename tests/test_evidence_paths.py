@@ -83,18 +83,22 @@ def calibrated() -> Calibration:
 
 
 def recovery(**parts: Any) -> Recovery:
+    """Draws three times at once before it decides, unless told otherwise."""
     base: dict[str, Any] = {
         "sampler": ScriptedSampler([failing(i) for i in range(3)], last="wrong"),
         "verifier": ScriptedVerifier(["42"]),
         "scorer": Ancestor(),
+        "extra_samples": 3,
     }
     return Recovery(**(base | parts))
 
 
+@pytest.mark.parametrize("bought", [False, True], ids=["at once", "one by one"])
 @pytest.mark.parametrize("way", ["sync", "async", "graph"])
-def test_calibrated_features_route_to_the_steerer(way: str) -> None:
+def test_calibrated_features_route_to_the_steerer(way: str, bought: bool) -> None:
+    """The draws that the features are of: as many as were asked for, or as many as the policy buys."""
     steerer = Steering()
-    r = recovery(steerer=steerer, calibration=calibrated())
+    r = recovery(steerer=steerer, calibration=calibrated(), extra_samples=None if bought else 3)
     if way == "graph":
         state = recovery_graph(r, interrupts=False).invoke(step_input(STEP, "41"))
         case, outcome = load(Case, state["recovery"]), outcome_of(state)
@@ -103,13 +107,24 @@ def test_calibrated_features_route_to_the_steerer(way: str) -> None:
         assert case.outcome is not None
         outcome = case.outcome
     assert (outcome.status, outcome.by) == ("rescued", "dense_steer")
-    assert case.decisions[0].evidence == "two_model"
-    assert case.decisions[0].reason == "rule:dense_steer"
-    assert case.decisions[0].budget_after is not None
+    draws, (steered, _) = case.decisions[:-2], case.decisions[-2:]
+    assert [(d.remedy, d.reason) for d in draws] == [("retry", "evidence:draws")] * (3 if bought else 0)
+    assert [d.evidence for d in draws] == ["samples", "two_model", "two_model"][: len(draws)]
+    assert steered.evidence == "two_model"
+    assert steered.reason == "rule:dense_steer"
+    assert steered.budget_after is not None
     operator, junction = steerer.asked[0]
     assert operator == "dense_steer"
     assert junction is not None
     assert junction % 3 == 0  # three characters a token
+
+
+def test_no_draws_are_bought_for_features_that_have_nothing_to_choose_from() -> None:
+    alone = recovery(calibration=calibrated(), extra_samples=None, budget=RetryBudget(attempts=2)).run(STEP, "41")
+    assert [d.reason for d in alone.decisions] == ["worth:retry", "gate:stochastic", "budget:attempts"]
+    parts: dict[str, Any] = {"steerer": Steering(), "calibration": calibrated(), "extra_samples": None}
+    unscored = recovery(scorer=None, **parts).run(STEP, "41")
+    assert [d.reason for d in unscored.decisions] == ["worth:dense_steer", "passed"]
 
 
 def test_features_outside_their_calibration_are_reported_and_do_not_route() -> None:

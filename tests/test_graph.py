@@ -56,7 +56,7 @@ REPLIES: list[tuple[Any, str, str | None, str]] = [
     ({"decisions": [{"type": "respond", "message": "it is 42"}]}, "human", "it is 42", "human:respond"),
     ({"type": "approve"}, "human", "40", "human:approve"),
 ]
-FAILING = Scenario(["40", "40", "44"], "", [], "", options={"budget": SCENARIOS["budget"].options["budget"]})
+FAILING = Scenario(["40", "40", "44"], "", [], "", options=SCENARIOS["budget"].options)
 
 
 @both

@@ -15,11 +15,11 @@ from verifier_conformance import HOSTILE, check_hostile, check_verifier
 
 from rfx_agent import ConfigError, Recovery, RetryBudget, Rollout, SampleRequest, Step, Usage, Verdict
 from rfx_agent.errors import SamplerError, VerifierError
+from rfx_agent.fence import clean
 from rfx_agent.ports import Sampler
 from rfx_agent.records import SampleResult
 from rfx_agent.testing import ScriptedSampler
 from rfx_agent.verifiers.judge import JudgeVerifier
-from rfx_agent.verifiers.judge_prompt import clean
 
 STEP = Step.of("What is 6 times 7?", system="Be brief.", expected="SECRET-42", id="s")
 RIGHT, WRONG = Rollout("6 * 7 = 42\nAnswer: 42", id="r0"), Rollout("Answer: 41", id="r1")

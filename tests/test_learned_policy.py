@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from diagnoses import DECODING, ONE, diagnosis
 
-from rfx_agent import Recovery, Step
+from rfx_agent import Recovery, Revise, Step, Verdict
 from rfx_agent.budgets.step import Ledger, RetryBudget
 from rfx_agent.errors import ConfigError
 from rfx_agent.policies import Belief, LearnedPolicy, MemoryPolicyStore, Policy, PolicyStore, PopulationPrior, Worth
 from rfx_agent.policies.belief import seen_in
-from rfx_agent.policies.population import REMEDIES, Hypotheses, hypotheses, predict, weigh
+from rfx_agent.policies.population import REMEDIES, Hypotheses, hypotheses, ordered, predict, weigh
 from rfx_agent.policies.worth import choose
+from rfx_agent.remedies import Retry
 from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
+from rfx_agent.verifiers import FunctionVerifier
 
 SMALL = PopulationPrior(size=64)
 NONE = (0,) * len(REMEDIES)
@@ -114,7 +116,9 @@ def test_attempts_are_read_up_to_the_first_pass() -> None:
     [
         ("[]", "not what to_json writes"),
         ('{"v": 9, "remedies": []}', "version 9"),
-        ('{"v": 1, "remedies": [{"failed": {"wish": 1}, "by": null, "n": 1}]}', "'wish' is no remedy"),
+        ('{"v": 1, "remedies": [{"failed": {"A wish": 1}, "by": null, "n": 1}]}', "'A wish' is no remedy"),
+        ('{"v": 1, "remedies": [{"failed": {"retry": 1}, "by": "human", "n": 1}]}', "'human' is no remedy"),
+        ('{"v": 1, "remedies": [{"failed": {"retry": 1}, "by": 7, "n": 1}]}', "7 is no remedy"),
         ('{"v": 1, "remedies": [{"failed": {"retry": -1}, "by": null, "n": 1}]}', "failed attempts of retry is -1"),
         ('{"v": 1, "remedies": [{"failed": {"retry": 1}, "by": null, "n": -1}]}', "n is -1"),
         ('{"v": 1, "remedies": [{"failed": {"retry": 1}, "by": null, "n": NaN}]}', "n is nan"),
@@ -153,7 +157,9 @@ def test_the_choice_is_by_rescue_per_cost_and_stops_where_nothing_is_worth_it() 
     assert REMEDIES[choose(rescue, Worth(), everything)[0]] == "dense_steer"
     dear = Worth(attempt={"dense_steer": 2.0})
     assert REMEDIES[choose(rescue, dear, everything)[0]] == "retry"  # 0.3 / 1 against 0.4 / 2
-    assert choose(rescue / 10, Worth(), everything)[0] == -1  # 4 % is below 1 / 20
+    assert REMEDIES[choose(rescue / 30, Worth(), everything)[0]] == "dense_steer"  # 1.3 % is worth 1 / 100
+    assert choose(rescue / 50, Worth(), everything)[0] == -1  # 0.8 % is not
+    assert choose(rescue / 10, Worth(rescue=20.0, minute=1.0), everything)[0] == -1  # 4 % is below 1 / 20
     assert choose(rescue, Worth(), np.zeros(k, bool))[0] == -1
     # A person who answers all cases for nothing is always the better choice.
     assert choose(rescue, Worth(minutes=0.0, answered=1.0), everything)[0] == -1
@@ -170,28 +176,104 @@ def test_decisions_branch_by_branch() -> None:
     assert (decision.route, decision.remedy, decision.regime) == ("resample", "retry", "stochastic")
     assert set(decision.expected) == {"retry"}
     assert policy.decide(diagnosis(), Ledger()) == policy.decide(diagnosis(), Ledger())
-    spent = diagnosis(draws=21, tried={"retry": 20, "dense_steer": 20, "sparse_steer": 20, "local_temp": 5})
-    decision = policy.decide(replace(spent, cost=dict.fromkeys(DECODING[:3], ONE)), Ledger())
+    hopeless = {"retry": 20, "dense_steer": 20, "sparse_steer": 20, "local_temp": 20}
+    spent = diagnosis(draws=21, failed=hopeless, cost=dict.fromkeys(DECODING[:3], ONE))
+    decision = LearnedPolicy(worth=Worth(rescue=20.0, minute=1.0)).decide(spent, Ledger())
     assert (decision.route, decision.reason, decision.regime) == ("escalate", "not_worth", "out_of_reach")
+    assert decision.sentence.startswith("80 attempts failed: the best option left, ")
+    assert max(decision.expected.values()) < 0.05
+    # What is worth five times as much is worth another attempt.
+    assert LearnedPolicy(worth=Worth(rescue=1e4)).decide(spent, Ledger()).reason.startswith("learned:")
+
+
+def test_rounds_say_nothing_and_failed_attempts_count() -> None:
+    policy = LearnedPolicy()
+    given = diagnosis(draws=4, tried={"retry": 3, "dense_steer": 9}, failed={"retry": 3})
+    expected = policy.expected({"retry": 3})
+    assert policy.decide(given, Ledger()).expected == pytest.approx({op: expected[op] for op in DECODING})
+
+
+def test_a_failure_of_which_every_answer_was_cut_has_no_regime() -> None:
+    cut = diagnosis(kinds={"cut": 3}, kind="cut")
+    assert LearnedPolicy().decide(cut, Ledger()).reason.startswith("learned:")
+    assert LearnedPolicy().decide(cut, Ledger()).regime is None
+    assert LearnedPolicy().decide(replace(cut, kinds={"cut": 3, "wrong": 1}), Ledger()).regime is not None
+
+
+def test_a_failure_of_which_every_answer_was_cut_is_not_out_of_reach() -> None:
+    decision = LearnedPolicy(worth=Worth(rescue=0.0, minute=0.0)).decide(diagnosis(kinds={"cut": 3}), Ledger())
+    assert (decision.reason, decision.regime) == ("not_worth", None)
+
+
+# Remedies that the prior was not chosen on.
+
+MINE = ("revise", "delegate_large", "look_up")
+
+
+def test_names_are_open_and_their_order_is_the_same_for_all() -> None:
+    assert ordered(MINE) == ordered((*reversed(MINE), "retry")) == (*REMEDIES, *sorted(MINE))
+    assert ordered(()) == REMEDIES
+    expected = LearnedPolicy().expected(dict.fromkeys(MINE, 0))
+    assert tuple(expected) == ordered(MINE)
+    assert all(0 < p < 1 for p in expected.values())
+
+
+def test_a_further_remedy_leaves_what_is_believed_of_the_others() -> None:
+    belief = Belief().seen({"retry": 2}, "dense_steer").seen({"retry": 1, "tool": 1})
+    policy = LearnedPolicy(belief=belief, prior=SMALL)
+    alone, beside = policy.expected({"retry": 1}), policy.expected({"retry": 1} | dict.fromkeys(MINE, 0))
+    assert {op: beside[op] for op in REMEDIES} == pytest.approx(alone)
+    # Two remedies that nothing is known of are two draws of one prior, and not the same draw.
+    assert beside["revise"] == pytest.approx(beside["look_up"], abs=0.1)
+    assert beside["revise"] != beside["look_up"]
+
+
+def test_it_learns_which_remedy_of_ones_own_rescues() -> None:
+    belief = Belief({((), "revise"): 40, ((("revise", 1),), None): 10, ((("retry", 1),), None): 50})
+    given = diagnosis(cost=dict.fromkeys(("retry", "revise", "look_up"), ONE), told=True)
+    decision = LearnedPolicy(belief=belief).decide(given, Ledger())
+    assert (decision.route, decision.remedy, decision.reason) == ("revise", "revise", "learned:revise")
+    assert (decision.regime, decision.told) == ("structural", True)
+    assert decision.expected["revise"] > decision.expected["look_up"] > decision.expected["retry"]
+    assert set(decision.expected) == {"retry", "revise", "look_up"}
+    assert decision.sentence == (
+        f"0 attempts failed: revise rescues with {decision.expected['revise']:.0%}, the best for its cost, going by "
+        "100 failures before."
+    )
+    assert belief.attempts() == {"revise": 50, "retry": 50}
+    assert Belief.from_json(belief.to_json()) == belief
+
+
+def test_a_cost_is_given_by_name() -> None:
+    worth = Worth(attempt={"revise": 2.0, "look_up": 0.25}, otherwise=0.5)
+    assert worth.costs(("retry", "look_up", "revise")).tolist() == [0.5, 0.25, 2.0]
+    rescue = np.array([[0.2, 0.1, 0.5]])
+    names = ("retry", "look_up", "revise")
+    chosen = [choose(rescue, w, np.ones(3, bool), None, names)[0] for w in (worth, Worth())]
+    assert [names[i] for i in chosen] == ["retry", "revise"]  # 0.2 / 0.5 and 0.1 / 0.25 are alike: the first
 
 
 def test_what_was_never_tried_is_not_given_up_unseen() -> None:
     hopeless = Belief({((("retry", 2),), None): 200})
     stuck = diagnosis(draws=9, cost=dict.fromkeys(("retry", "dense_steer"), ONE))
-    decision = LearnedPolicy(belief=hopeless).decide(stuck, Ledger())
+    old = Worth(rescue=20.0, minute=1.0)  # an attempt pays from 5 % on
+    decision = LearnedPolicy(belief=hopeless, worth=old).decide(stuck, Ledger())
     assert decision.expected["dense_steer"] < 0.05
     assert decision.remedy == "dense_steer"
-    assert LearnedPolicy(belief=hopeless).decide(replace(stuck, tried={"dense_steer": 1}), Ledger()).route == "escalate"
-    assert LearnedPolicy(belief=hopeless, explore=0).decide(stuck, Ledger()).route == "escalate"
+    once = replace(stuck, failed={"dense_steer": 1})
+    assert LearnedPolicy(belief=hopeless, worth=old).decide(once, Ledger()).route == "escalate"
+    assert LearnedPolicy(belief=hopeless, worth=old, explore=0).decide(stuck, Ledger()).route == "escalate"
     assert hopeless.attempts() == {"retry": 400}
 
 
-def test_the_candidate_is_no_attempt_and_rounds_count_their_draws() -> None:
-    policy = LearnedPolicy(per_round={"local_temp": 3})
-    alone = policy.decide(diagnosis(draws=1), Ledger())
-    assert alone.expected["retry"] == pytest.approx(policy.expected({})["retry"])
-    later = policy.decide(diagnosis(draws=4, tried={"retry": 1, "local_temp": 2}), Ledger())
-    assert later.expected["retry"] == pytest.approx(policy.expected({"retry": 3, "local_temp": 6})["retry"])
+def test_the_candidate_is_no_attempt_and_each_draw_of_a_round_is_one() -> None:
+    sampler = ScriptedSampler([str(i) for i in range(20)])
+    policy = LearnedPolicy(worth=Worth(rescue=1e6))
+    recovery = Recovery(sampler, ScriptedVerifier([]), remedies=[Retry()], policy=policy, concurrency=3)
+    case = recovery.run("What is 6 times 7?", "0")
+    assert [len(x.messages) for x in sampler.requests] == [1] * 4  # twelve attempts, three at once
+    for made, decision in zip((0, 3, 6, 9), case.decisions, strict=False):
+        assert decision.expected["retry"] == pytest.approx(policy.expected({"retry": made})["retry"])
 
 
 @pytest.mark.parametrize(
@@ -199,10 +281,9 @@ def test_the_candidate_is_no_attempt_and_rounds_count_their_draws() -> None:
     [
         (lambda: LearnedPolicy(memory=0), "memory is 0"),
         (lambda: LearnedPolicy(explore=-1), "explore is -1"),
-        (lambda: LearnedPolicy(lifted_temperature=0), "lifted_temperature is 0"),
-        (lambda: LearnedPolicy(per_round={"tool": 0}), "per_round"),
         (lambda: Worth(rescue=math.nan), "rescue is nan"),
         (lambda: Worth(answered=2.0), "answered is 2.0"),
+        (lambda: Worth(attempt={"A wish": 1.0}), "attempt names 'A wish'"),
         (lambda: Worth(attempt={"human": 1.0}), "attempt names 'human'"),
         (lambda: Belief().seen({"human": 1}), "'human' is no remedy"),
         (lambda: Belief().scaled(2), "share is 2"),
@@ -217,18 +298,31 @@ def test_parameters_that_cannot_work_are_refused(make: Any, message: str) -> Non
 def test_in_the_graph_it_recovers_and_learns_from_the_case() -> None:
     sampler = ScriptedSampler(["1", "2", "42"])
     policy = LearnedPolicy(worth=Worth(rescue=1000.0))
-    recovery = Recovery(
-        sampler=sampler, verifier=ScriptedVerifier(["42"]), policy=policy, extra_samples=0, resample_draws=1
-    )
+    recovery = Recovery(sampler, ScriptedVerifier(["42"]), policy=policy)
     case = recovery.run(Step.of("What is 6 times 7?"), "0")
     assert case.outcome is not None
     assert case.outcome.status == "rescued"
-    assert case.decisions[0].policy == "learned/1"
+    assert case.decisions[0].policy == "learned/2"
     learned = policy.learn(case)
     assert learned.belief == seen_in(case)
     assert learned.belief.failures == 1
     ((failed, by),) = learned.belief.histories
     assert (sum(n for _, n in failed), by) == (2, case.outcome.by)
+
+
+def test_in_the_graph_it_learns_of_a_remedy_of_ones_own() -> None:
+    def judge(text: str) -> Verdict:
+        return Verdict(text == "42", answer=text, feedback=None if text == "42" else "it is between 40 and 44")
+
+    belief = Belief({((), "revise"): 40, ((("retry", 1),), None): 50})
+    policy = LearnedPolicy(belief=belief)
+    recovery = Recovery(
+        ScriptedSampler(["41", "42"]), FunctionVerifier(judge), policy=policy, remedies=[Retry(), Revise()]
+    )
+    case = recovery.run("What is 6 times 7?", "40")
+    assert [x.remedy for x in case.decisions] == ["revise", "revise", None]
+    assert seen_in(case) == Belief().seen({"revise": 1}, "revise")
+    assert policy.learn(case).belief == belief + seen_in(case)
 
 
 def test_a_candidate_that_passed_teaches_nothing() -> None:

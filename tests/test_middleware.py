@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from adapter_conformance import QUESTION, Limits, Parts, ReferenceWay, ScriptedChat, Way, observe
+from adapter_conformance import QUESTION, Limits, Parts, ReferenceWay, ScriptedChat, Way, message_of, observe
 from langchain.agents import create_agent
 from langchain.agents.middleware import (
     AgentMiddleware,
@@ -29,9 +29,20 @@ from langgraph.types import Command, interrupt
 from pydantic import BaseModel, PrivateAttr
 from scenarios import EVERY, SCENARIOS, STEP
 
-from rfx_agent import ConfigError, Escalation, FunctionVerifier, RetryBudget, SampleRequest, Unresolved, Usage, Verdict
+from rfx_agent import (
+    ChatModelSampler,
+    ConfigError,
+    Escalation,
+    FunctionVerifier,
+    RetryBudget,
+    SampleRequest,
+    Unresolved,
+    Usage,
+    Verdict,
+)
 from rfx_agent.adapters.agent.middleware import RecoverabilityMiddleware
 from rfx_agent.errors import SamplerError, VerifierError
+from rfx_agent.remedies import Delegate, Retry
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 INVOKES: dict[str, Callable[..., Any]] = {
@@ -120,12 +131,7 @@ class Chat(ScriptedChat):
             return super()._generate(messages, stop, run_manager)
         asked = tuple(dict(m) for m in convert_to_openai_messages(messages))
         (rollout,) = self.source.sample(SampleRequest(asked, **kwargs)).rollouts
-        used: Any = {
-            "input_tokens": rollout.usage.prompt_tokens,
-            "output_tokens": rollout.usage.completion_tokens,
-            "total_tokens": rollout.usage.tokens,
-        }
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(rollout.text, usage_metadata=used))])
+        return ChatResult(generations=[ChatGeneration(message=message_of(rollout))])
 
 
 class AgentWay(Way):
@@ -133,7 +139,10 @@ class AgentWay(Way):
 
     name = "agent"
     limits = Limits(
-        own_candidate=True, single=True, draw_fields=("n", "temperature", "max_tokens", "prefix", "messages")
+        own_candidate=True,
+        single=True,
+        takes_prefix=False,
+        draw_fields=("n", "temperature", "max_tokens", "prefix", "messages"),
     )
 
     def run(self, parts: Parts) -> str | None:
@@ -173,11 +182,13 @@ def test_sync_and_async_ask_the_model_for_the_same() -> None:
     asked = []
     for invoke in INVOKES.values():
         chat = model("40", *["41"] * 30, temperature=0.2)
-        parts: Any = {"tool": ScriptedTool({}), "seed": 3, "max_tokens": 64}
+        second = Delegate(ChatModelSampler(chat), temperature=1.0)
+        parts: Any = {"remedies": [Retry(), second], "tool": ScriptedTool({}), "seed": 3, "max_tokens": 64}
         invoke(agent(chat, middleware(**parts, on_unresolved="return"), tools=[look_up]), ASKED)
         asked.append(chat.calls)
     assert asked[0] == asked[1]
-    assert {c.get("temperature") for c in asked[0]} == {None, 0.6, 1.0}  # the agent's own, the tool's, lifted
+    # The agent's own, the tool's, the second model's.
+    assert {c.get("temperature") for c in asked[0]} == {None, 0.6, 1.0}
     assert all(c["max_tokens"] == 64 for c in asked[0][1:])
 
 
@@ -621,7 +632,7 @@ def test_a_retry_inside_serves_every_draw(invoke: Callable[..., Any]) -> None:
     retry = ModelRetryMiddleware(max_retries=1, initial_delay=0, on_failure="error")
     assert INVOKES["sync"](agent(chat, middleware(), retry), ASKED)["messages"][-1].text == "42"
     chat = model(ConnectionError("a"), "40", ConnectionError("b"), "41", "42")
-    state = invoke(agent(chat, middleware(extra_samples=1, resample_draws=1), retry), ASKED)
+    state = invoke(agent(chat, middleware(extra_samples=1), retry), ASKED)
     assert state["messages"][-1].text == "42"
 
 

@@ -73,7 +73,12 @@ def get(state: Any, key: str) -> Any:
 
 
 def deployment(texts: list[Any] | None = None, **more: Any) -> Recovery:
-    parts: dict[str, Any] = {"sampler": ScriptedSampler(texts or []), "verifier": ScriptedVerifier(["42"])}
+    """Draws three times at once before it decides, unless told otherwise."""
+    parts: dict[str, Any] = {
+        "sampler": ScriptedSampler(texts or []),
+        "verifier": ScriptedVerifier(["42"]),
+        "extra_samples": 3,
+    }
     return Recovery(**(parts | more))
 
 
@@ -668,7 +673,9 @@ class NodeWay(Way):
     """``recoverable`` around a node that calls a chat model on its messages."""
 
     name = "node"
-    limits = Limits(own_candidate=True, single=True, takes_temperature=False, draw_fields=("n", "messages"))
+    limits = Limits(
+        own_candidate=True, single=True, takes_prefix=False, takes_max_tokens=False, draw_fields=("n", "messages")
+    )
 
     def graph(self, parts: Parts) -> Any:
         model = ScriptedChat(source=parts.model, candidate=[parts.scenario.candidate])

@@ -33,11 +33,11 @@ def replay(folder: Path) -> Replay:
 
 def player(tape: Tape, **more: Any) -> tuple[ReplaySampler, ReplayTool]:
     tool = ReplayTool()
-    return ReplaySampler(tape, tool, name="small", temperature=0.6, **more), tool
+    return ReplaySampler(tape, tool, name="small", **more), tool
 
 
-def ask(tape: Tape, n: int = 1, temperature: float = 0.6) -> SampleRequest:
-    return SampleRequest(tape.step.messages, n, temperature)
+def ask(tape: Tape, n: int = 1) -> SampleRequest:
+    return SampleRequest(tape.step.messages, n)
 
 
 def program(tape: Tape, tool: ReplayTool) -> SampleRequest:
@@ -79,14 +79,21 @@ def test_a_rollout_keeps_what_was_measured(replay: Replay) -> None:
     assert (made.junction, made.peak, made.logprobs) == (4, 6, None)
 
 
-def test_a_lifted_temperature_and_other_prompts_are_told_apart(replay: Replay) -> None:
+def test_draws_and_programs_are_told_apart(replay: Replay) -> None:
     tape = tape_of(replay, "product")
     sampler, tool = player(tape, skip=4)
     assert sampler.sample(ask(tape)).rollouts[0].text == tape.attempts["retry"][4]["text"]
-    hot = sampler.sample(ask(tape, temperature=1.0)).rollouts[0]
-    assert (hot.text, hot.start) == (tape.attempts["local_temp"][0]["text"], 4)
     written = sampler.sample(program(tape, tool)).rollouts[0]
     assert written.text == tape.attempts["tool"][0]["text"]
+    assert sampler.sample(ask(tape)).rollouts[0].text == tape.attempts["retry"][5]["text"]
+
+
+def test_nothing_is_asked_of_the_model_that_was_not_recorded(replay: Replay) -> None:
+    sampler, _ = player(tape_of(replay, "product"))
+    assert (sampler.continues_prefix, sampler.takes_max_tokens, sampler.takes_revision) == (False, False, False)
+    report, _ = shown(replay_tasks(replay, problems=6, seed=7))
+    used = {a.remedy for f in report.failures for a in f.recovery.attempts}
+    assert used <= {"retry", "tool", "local_temp", "sparse_steer", "sparse_steer_random", "dense_steer"}
 
 
 def test_the_sandbox_runs_the_program_and_its_verdict_is_the_recorded_one(replay: Replay) -> None:
@@ -136,8 +143,10 @@ def test_steering_comes_back_in_order_with_its_failures(replay: Replay) -> None:
     broken = {**tape.attempts["dense_steer"][1], "error": "it diverged", "text": ""}
     tape = replace(tape, attempts={**tape.attempts, "dense_steer": (tape.attempts["dense_steer"][0], broken)})
     steerer = ReplaySteerer(tape, name="pair")
-    assert steerer.operators == ("sparse_steer", "sparse_steer_random", "dense_steer")
+    assert steerer.operators == ("local_temp", "sparse_steer", "sparse_steer_random", "dense_steer")
     at, request = Rollout("It is"), ask(tape)
+    hot = steerer.steer(tape.step, "local_temp", at, request).rollouts[0]
+    assert (hot.text, hot.start) == (tape.attempts["local_temp"][0]["text"], 4)
     assert steerer.steer(tape.step, "dense_steer", at, request).rollouts[0].remedy == "dense_steer"
     with pytest.raises(SamplerError, match="as recorded: it diverged"):
         asyncio.run(steerer.asteer(tape.step, "dense_steer", at, request))
@@ -176,9 +185,9 @@ def test_evidence_and_decisions_are_the_engines(replay: Replay) -> None:
     reasons = [d.reason for f in report.failures for d in f.recovery.decisions]
     assert any(reason.startswith("rule:") for reason in reasons)
     for failure in report.failures:
-        shared = [x.text for x in failure.recovery.rollouts if x.round is None or x.round < 2]
-        assert [x.text for x in failure.retry.rollouts][: len(shared)] == shared
         drawn = [x.text for x in failure.retry.rollouts]
+        assert drawn[0] == failure.recovery.rollouts[0].text
+        assert failure.recovery.rollouts[0].round == 0
         tape = next(t for t in replay.tapes if t.step.id == failure.recovery.step.id)
         assert drawn == [row["text"] for row in tape.attempts["retry"]][: len(drawn)]
     assert "calibrated on the same dataset" in text

@@ -53,7 +53,7 @@ def test_the_acting_decision_stands_and_differences_are_told() -> None:
 
 def test_agreement_is_silent() -> None:
     told: list[Difference] = []
-    policy = ShadowPolicy(acting=DefaultPolicy(), shadow=DefaultPolicy(floor=0.01), on_difference=told.append)
+    policy = ShadowPolicy(acting=DefaultPolicy(), shadow=DefaultPolicy(worth=90), on_difference=told.append)
     policy.decide(diagnosis(), Ledger())
     policy.decide(diagnosis(passed="r1"), Ledger())
     assert told == []
@@ -100,13 +100,7 @@ def test_in_a_recovery_only_the_acting_policy_spends() -> None:
     told: list[Difference] = []
 
     def run(policy: Policy) -> Any:
-        recovery = Recovery(
-            sampler=ScriptedSampler(["1", "2", "42"]),
-            verifier=ScriptedVerifier(["42"]),
-            policy=policy,
-            extra_samples=0,
-            resample_draws=1,
-        )
+        recovery = Recovery(ScriptedSampler(["1", "2", "42"]), ScriptedVerifier(["42"]), policy=policy)
         return recovery.run(Step.of("What is 6 times 7?"), "0")
 
     alone = run(FixedPolicy())

@@ -69,12 +69,16 @@ class Seen:
         metrics = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics] if data else []
         return [p for m in metrics if m.name == name for p in m.data.data_points]
 
-    def counts(self, name: str, *labels: str) -> dict[Any, Any]:
-        """Value of a counter, or sum of a histogram, by the values of ``labels``, which must be all there are."""
+    def counts(self, name: str, *labels: str, maybe: str = "") -> dict[Any, Any]:
+        """Value of a counter, or sum of a histogram, by the values of ``labels``, which must be all there are.
+
+        ``maybe`` names one more label, which a point may have or not; where it does, its value comes last.
+        """
         made = {}
         for point in self.points(name):
-            assert set(point.attributes) == set(labels)
-            made[tuple(point.attributes[x] for x in labels)] = getattr(point, "value", None) or point.sum
+            there = (*labels, maybe) if maybe in point.attributes else labels
+            assert set(point.attributes) == set(there)
+            made[tuple(point.attributes[x] for x in there)] = getattr(point, "value", None) or point.sum
         return made
 
 
@@ -96,12 +100,19 @@ SPANS = {
     "accept": [VERDICT],
     "accept-own-draw": [CHAT, VERDICT],
     "extra-sample": [VERDICT, CHAT, VERDICT, VERDICT, VERDICT],
+    "draw-by-draw": [VERDICT, *[CHAT, VERDICT] * 3],
+    "tool-at-once": [VERDICT, CHAT, PROGRAM, VERDICT],
+    "local-temp": [VERDICT, *[CHAT, VERDICT] * 2],
+    "extend": [VERDICT, *[CHAT, VERDICT] * 2],
+    "revise": [VERDICT, *[CHAT, VERDICT] * 2],
+    "delegate": [VERDICT, CHAT, VERDICT],
     "tool": [VERDICT, CHAT, *[VERDICT] * 3, CHAT, PROGRAM, VERDICT],
     "tool-repaired": [VERDICT, CHAT, *[VERDICT] * 3, CHAT, PROGRAM, CHAT, PROGRAM, VERDICT],
     "resample": [VERDICT, CHAT, *[VERDICT] * 3, CHAT, *[VERDICT] * 4],
     "budget": [VERDICT, CHAT, *[VERDICT] * 3],
     "no-budget-at-all": [VERDICT],
-    "out-of-reach": [VERDICT, CHAT, *[VERDICT] * 3, CHAT, *[VERDICT] * 4, CHAT, *[VERDICT] * 4],
+    "no-budget-for-draws": [VERDICT],
+    "out-of-reach": [VERDICT, CHAT, *[VERDICT] * 3, CHAT, VERDICT, VERDICT, CHAT, VERDICT, VERDICT],
     # A failed call's span ends with the step, because the outcome decides whether it was an error.
     "model-down": [VERDICT, CHAT, *[VERDICT] * 3, CHAT],
 }
@@ -165,21 +176,38 @@ def test_a_rescue_by_sampling_again_in_full() -> None:
         "gen_ai.operation.name": "evaluate",
         "gen_ai.evaluation.name": "scripted",
         "gen_ai.evaluation.score.label": "fail",
+        "rfx.kind": "wrong",
         "rfx.remedy": "candidate",
         "rfx.rollout": "r0",
         "rfx.weak": False,
     }
     assert [v["gen_ai.evaluation.score.label"] for v in verdicts].count("pass") == 1
-    assert [v["rfx.remedy"] for v in verdicts[1:]] == ["retry"] * 3 + ["local_temp"] * 4
+    assert [v["rfx.remedy"] for v in verdicts[1:]] == ["retry"] * 7
     about = dict(seen.step.attributes or {})
-    assert (about["rfx.by"], about["rfx.spent.tokens"], about["rfx.spent.calls"]) == ("local_temp", 27, 2)
+    assert (about["rfx.by"], about["rfx.spent.tokens"], about["rfx.spent.calls"]) == ("retry", 27, 2)
     first, last = [dict(e.attributes or {}) for e in seen.step.events if e.name == "rfx.decided"]
-    assert (first["rfx.route"], first["rfx.remedy"], first["rfx.regime"]) == ("resample", "local_temp", "structural")
-    assert (first["rfx.evidence"], first["rfx.reason"]) == ("samples", "rescue:local_temp")
-    assert first["rfx.posterior.retry"] == pytest.approx((0.27, 0.45 + 4))
-    assert first["rfx.expected.local_temp"] == pytest.approx(0.27 / (0.27 + 0.45))
-    assert draws[1]["gen_ai.request.temperature"] == 1.0
+    assert (first["rfx.route"], first["rfx.remedy"], first["rfx.regime"]) == ("resample", "retry", "stochastic")
+    assert (first["rfx.evidence"], first["rfx.reason"]) == ("samples", "worth:retry")
+    assert (first["rfx.kind"], first["rfx.kinds.wrong"], first["rfx.told"]) == ("wrong", 4, False)
+    assert first["rfx.posterior.retry"] == pytest.approx((0.13, 0.87 + 4))
+    assert first["rfx.expected.retry"] == pytest.approx(0.13 / (1 + 4))
     assert last["rfx.route"] == "accept"
+
+
+def test_a_rescue_at_a_lifted_temperature() -> None:
+    seen = Seen()
+    SCENARIOS["local-temp"].recovery(on_event=seen.hook).run(STEP, "41")
+    draws = [dict(s.attributes or {}) for s in seen.spans if s.name == CHAT]
+    assert [d["gen_ai.request.temperature"] for d in draws] == [0.6, 1.0]
+    assert [d["rfx.remedy"] for d in draws] == ["retry", "local_temp"]
+    verdicts = [dict(s.attributes or {}) for s in seen.spans if s.name == VERDICT]
+    assert [v["rfx.remedy"] for v in verdicts] == ["candidate", "retry", "local_temp"]
+    about = dict(seen.step.attributes or {})
+    assert (about["rfx.by"], about["rfx.spent.calls"]) == ("local_temp", 2)
+    first = next(dict(e.attributes or {}) for e in seen.step.events if e.name == "rfx.decided")
+    assert (first["rfx.route"], first["rfx.remedy"], first["rfx.regime"]) == ("resample", "local_temp", "stochastic")
+    assert (first["rfx.evidence"], first["rfx.reason"]) == ("one_model", "worth:local_temp")
+    assert first["rfx.expected.local_temp"] == pytest.approx(0.065)
 
 
 def test_a_rescue_by_the_tool_and_its_repair() -> None:
@@ -190,10 +218,10 @@ def test_a_rescue_by_the_tool_and_its_repair() -> None:
     assert programs[0]["gen_ai.operation.name"] == "execute_tool"
     assert programs[0]["gen_ai.tool.name"] == "scripted"
     assert (seen.step.attributes or {})["rfx.by"] == "tool"
-    attempts = seen.counts("rfx.attempts", "rfx.remedy", "rfx.result")
+    attempts = seen.counts("rfx.attempts", "rfx.remedy", "rfx.result", maybe="rfx.kind")
     assert attempts == {
-        ("candidate", "failed"): 1,
-        ("retry", "failed"): 3,
+        ("candidate", "failed", "wrong"): 1,
+        ("retry", "failed", "wrong"): 3,
         ("tool", "broken"): 1,
         ("tool", "passed"): 1,
     }
@@ -409,7 +437,8 @@ def test_steps_side_by_side_keep_to_their_own_parents(way: str, same: bool) -> N
     seen, n = Seen(), 4
     steps = [STEP if same else Step.of(f"What is {i} times 7?", id=f"step-{i}") for i in range(n)]
     sampler = Meeting(["42"] * 3 * n, n)
-    recovery = Recovery(sampler=sampler, verifier=ScriptedVerifier(["42"]), on_event=seen.hook, max_tokens=64)
+    parts: dict[str, Any] = {"extra_samples": 3, "on_event": seen.hook, "max_tokens": 64}
+    recovery = Recovery(sampler=sampler, verifier=ScriptedVerifier(["42"]), **parts)
     side_by_side(way, recovery, steps, seen.tracer)
     agents = {s.context.span_id: s for s in seen.spans if s.name.startswith("agent")}
     assert sorted(s.parent.span_id for s in seen.steps if s.parent) == sorted(agents)
@@ -435,7 +464,7 @@ def test_a_step_that_was_broken_off_is_not_continued_by_the_next_run() -> None:
 
     verifier = Breaking(["42"])
     sampler = ScriptedSampler(["40", "40", "40", "42", "42", "42"])
-    recovery = Recovery(sampler=sampler, verifier=verifier, on_event=seen.hook)
+    recovery = Recovery(sampler=sampler, verifier=verifier, on_event=seen.hook, extra_samples=3)
     with pytest.raises(VerifierError):
         recovery.run(STEP, "41")
     verifier.broken = False

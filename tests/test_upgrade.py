@@ -35,12 +35,15 @@ from rfx_agent.codec import SCHEMA, dump, load, plain
 from rfx_agent.errors import StateError
 from rfx_agent.escalation.overdue import aclose_overdue, close_overdue
 from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.diagnosis import diagnose_case
 from rfx_agent.evidence.features import TWO_MODEL
+from rfx_agent.evidence.kinds import kind_of
 from rfx_agent.lab.logs import log_line, read_log
 from rfx_agent.policies import Belief, LearnedPolicy
 from rfx_agent.policies.sql_store import SQLPolicyStore
 from rfx_agent.ports import Escalator
 from rfx_agent.records import Agreement, SampleResult, ScoreResult, Spend, ToolResult
+from rfx_agent.remedies import Retry
 
 THREADS, ORDERS = MANIFEST["threads"], MANIFEST["orders"]
 CASES = states.json_of("cases.json.gz")
@@ -48,8 +51,12 @@ RENAMED = {"operator": "remedy", "reference": "expected"}
 """Fields of records that are called differently now."""
 SAID = {"broken off come back": "interrupted come back"}
 """A note that is worded differently now."""
-NEW = {"confidence", "best"}
-"""Fields of an outcome that 0.1 did not have."""
+NEW = {"status": {"confidence", "best"}, "answers": {"kinds", "reasons"}}
+"""Fields of an outcome and of what a person is shown that 0.1 did not have, by a field that tells which it is."""
+GONE = {"Decision": {"temperature"}}
+"""Fields that 0.1 had and that are read no more: a remedy knows its own temperature."""
+AGAIN = {"learned/2": "learned/1"}
+"""The version of a policy that decides as it did under the one before."""
 
 both = pytest.mark.parametrize("mode", ["sync", "async"])
 WAYS = [pytest.param(name, way, id=f"{name}-{way['name']}") for name, entry in THREADS.items() for way in entry["then"]]
@@ -70,8 +77,10 @@ def expected(gives: Any) -> Any:
 def told(gave: Any) -> Any:
     """What this version gave, as it would stand in the manifest."""
     if isinstance(gave, Mapping):
-        kept = {key: told(value) for key, value in gave.items()}
-        return {key: value for key, value in kept.items() if key not in NEW} if "status" in kept else kept
+        added = set().union(*(names for mark, names in NEW.items() if mark in gave))
+        return {key: told(value) for key, value in gave.items() if key not in added}
+    if isinstance(gave, str):
+        return AGAIN.get(gave, gave)
     return [told(x) for x in gave] if isinstance(gave, (list, tuple)) else gave
 
 
@@ -170,6 +179,96 @@ def _values(found: Any) -> Any:
     return found.checkpoint["channel_values"]
 
 
+# What 0.1 left, resumed with the policy and the remedies of today.
+
+RIGHT = {"till": "Answer: 11.85", "ec16": "Answer: 9.45", "six-": "42"}
+"""What passes, by how the step's id begins."""
+
+
+def today(name: str, texts: list[str], **parts: Any) -> dict[str, Any]:
+    """A way to go on with today's policy, and with today's remedies unless ``parts`` says otherwise."""
+    said = [{"text": x, "id": f"said-{i}"} for i, x in enumerate(texts)]
+    script = {"sampler": said, "steerer": [{"text": "Answer: 0", "id": f"steered-{i}"} for i in range(20)]}
+    return {
+        "do": "go on",
+        "script": script,
+        "at": 60.0,
+        "parts": {"policy": {"kind": "today"}, "remedies": None, **parts},
+    }
+
+
+@both
+@pytest.mark.parametrize(
+    "name", [name for name, entry in THREADS.items() if entry["then"][0]["do"] == "go on" and "agent" not in name]
+)
+def test_todays_policy_takes_a_thread_from_where_it_stood(name: str, mode: str, tmp_path: Path) -> None:
+    says = ["Answer: 1", "Answer: 2", *["7 * 1.35 + 3 * 0.85"] * 30]
+    way = today(name, says, **THREADS[name]["then"][0].get("parts", {}))
+    raw, stood = went_on(name, way, tmp_path, mode=mode), THREADS[name]["stands"].get("case", {})
+    gave = told(raw)
+    case, asked = gave["stands"]["case"], gave["asked"]
+    for what in ("rollouts", "attempts", "decisions"):
+        kept = expected(stood.get(what, []))
+        assert case[what][: len(kept)] == kept
+    assert {x[4] for x in case["decisions"][len(stood.get("decisions", [])) :]} <= {"default/2"}
+    if case["outcome"] is None:
+        assert case["ask"] is not None
+        rfx = raw["stands"]["asks"]["rfx"]  # answers of 0.1 had no kind; those that are judged have one
+        assert sum(rfx["kinds"].values()) == len(case["rollouts"])
+        assert sum(x["count"] for x in rfx["answers"]) == len(case["rollouts"])
+    new = {key: n - stood.get("spent", {}).get(key, 0) for key, n in case["spent"].items()}
+    if name == "shared-ran":  # it had everything that it needed
+        assert (asked, gave["accounts"]) == ([], {})
+    elif not name.startswith("shared"):
+        steered = [x for x in case["attempts"][len(stood.get("attempts", [])) :] if x[0] == "dense_steer"]
+        assert new["samples"] == new["calls"] == sum(x["n"] for x in asked) + len(steered)
+
+
+def lacks(name: str, mode: str, folder: Path, **parts: Any) -> None:
+    """A thread whose decision names a remedy that the deployment lacks goes on, and is rescued by another."""
+    stood = THREADS[name]["stands"]["case"]
+    remedy, right = stood["decisions"][-1][1], RIGHT[stood["step"][:4]]
+    way = today(name, [right] * 2, remedies=[Retry()], tool=None, steers=None, **parts)
+    gave = went_on(name, way, folder, mode=mode)
+    case = gave["stands"]["case"]
+    assert (case["outcome"]["status"], case["outcome"]["by"], gave["stands"]["next"]) == ("rescued", "retry", [])
+    new = case["attempts"][len(stood["attempts"]) :]
+    assert [new[0], *(x[:3] for x in new[1:])] == [[remedy, 1, 0, 0, 0], ["retry", 2, 2]]
+    assert [x["n"] for x in gave["asked"]] == [2]
+    assert [x[1] for x in case["decisions"]] == [*(x[1] for x in stood["decisions"]), "retry", None]
+
+
+@both
+@pytest.mark.parametrize("name", ["alone-resample", "parent-resample", "behind-resample"])
+def test_a_remedy_that_the_deployment_has_no_more_is_an_attempt_that_gave_nothing(
+    name: str, mode: str, tmp_path: Path
+) -> None:
+    lacks(name, mode, tmp_path)
+
+
+@both
+def test_a_model_that_continues_no_prefix_any_more_is_given_none(mode: str, tmp_path: Path) -> None:
+    way = today("alone-resample", [RIGHT["till"]] * 2, continues_prefix=False)
+    gave = went_on("alone-resample", way, tmp_path, mode=mode)
+    assert gave["asked"]
+    assert {x["prefix"] for x in gave["asked"]} == {None}
+
+
+@pytest.mark.parametrize("name", ["decided", "midway", "escalated"])
+def test_an_answer_that_0_1_turned_down_has_its_kind_when_it_is_diagnosed(name: str) -> None:
+    case = load(Case, CASES[name]["case"])
+    assert case.failed
+    found = diagnose_case(case, Calibration.published(), {})
+    assert sum(found.kinds.values()) == len(case.failed)
+    assert found.kind == kind_of(case.failed[-1])
+
+
+@both
+@pytest.mark.parametrize("name", ["alone-steer", "alone-tool", "alone-learned-tool", "shared-ran"])
+def test_a_node_that_the_deployment_has_no_more_is_gone_through(name: str, mode: str, tmp_path: Path) -> None:
+    lacks(name, mode, tmp_path)
+
+
 # What 0.1 left, read.
 
 
@@ -237,6 +336,8 @@ def assert_read(record: Any, written: Any, at: str = "") -> None:
         for name, default in old.items():
             value = written.get(name, default)
             assert value is not ..., f"{at}.{name} was not written"
+            if name in GONE.get(type(record).__name__, ()):
+                continue
             assert_read(getattr(record, RENAMED.get(name, name)), value, f"{at}.{name}")
         known = {RENAMED.get(name, name) for name in old}
         for one in fields(record):
@@ -389,19 +490,27 @@ def narrowed(record: Any, written: Any) -> Iterator[tuple[Any, Any]]:
 def _later() -> dict[str, Any]:
     """Records of every kind, with every field set in one of them."""
     rich = load(Case, CASES["escalated"]["case"])
-    verdict = Verdict(False, "40", 0.5, "it is not 42", "7 * 6 is no 40", weak=True, usage=Usage(40, 10, 1))
+    said = (False, "40", 0.5, "it is not 42", "7 * 6 is no 40")
+    verdict = Verdict(*said, weak=True, usage=Usage(40, 10, 1), kind="wrong")
     last = replace(rich.rollouts[-1], verdict=verdict, kind="wrong")
     outcome = Outcome("rescued", "42", "42", "tool", 0.9, "41", True, "passed", "r1 passed.", ("r0",))
     assert rich.diagnosis is not None
     diagnosis = replace(rich.diagnosis, passes=1, cost={"tool": Spend(tokens=3)}, passed="r1", blocked="x")
-    diagnosis = replace(diagnosis, blocked_by="budget:usd")
+    known = {"kinds": {"cut": 1, "wrong": 2}, "kind": "wrong", "told": True}
+    diagnosis = replace(diagnosis, blocked_by="budget:usd", task="till", failed={"tool": 2}, turn=3, **known)
+    called = {"nodes": {"tool": "tool_verify"}, "words": {"tool": "a check with the tool"}, "prior": "built-in priors"}
+    diagnosis = replace(diagnosis, unavailable={"extend": "it was not cut"}, measurable=True, **called)
+    decision = replace(rich.decisions[0], from_junction=True, budget_after={"attempts": 3}, **known)
+    attempt = Attempt("tool", 2, 1, 1, 5, "a note", "wrong", told=True)
     return {
         "case": replace(
             rich,
             step=replace(rich.step, task="till"),
             ledger=replace(rich.ledger, reserved=Spend(samples=1), by_model={"small-1": Spend(tokens=5, calls=1)}),
             rollouts=(*rich.rollouts[:-1], last),
+            attempts=(*rich.attempts[:-1], attempt),
             diagnosis=diagnosis,
+            decisions=(decision, *rich.decisions[1:]),
             outcome=outcome,
             blocked="it is down",
             blocked_by="sampler_error",
@@ -417,8 +526,8 @@ def _later() -> dict[str, Any]:
         "score": ScoreResult((None,), Usage(1, 2, 3), ("a note",)),
         "tool": ToolResult("42", "6*7", "none", 0.1),
         "verdict": verdict,
-        "decision": rich.decisions[0],
-        "attempt": Attempt("tool", 2, 1, 1, 5, "a note"),
+        "decision": decision,
+        "attempt": attempt,
         "diagnosis": diagnosis,
         "agreement": Agreement(4, 2, 0.5, 0.7, "40"),
         "ledger": rich.ledger,
@@ -446,7 +555,8 @@ def test_every_field_is_tried() -> None:
     for record in LATER.values():
         look(record)
     raw = {Rollout: {"prompt_ids", "tokens", "logprobs"}}  # in no state
-    for kind in (Case, Step, Outcome, Ask, Rollout, Verdict, Attempt, Ledger, Agreement, Diagnosis, ToolResult):
+    kinds = (Case, Step, Outcome, Ask, Rollout, Verdict, Attempt, Ledger, Agreement, Decision, Diagnosis, ToolResult)
+    for kind in kinds:
         assert set_[kind] == {f.name for f in fields(kind)} - raw.get(kind, set()), kind
 
 

@@ -105,6 +105,7 @@ def test_canonical_is_stable(text):
 
 @given(st.integers(-(10**30), 10**30))
 @example(100_000_000_000_001)
+@example(2_499_999_999_999_999)
 def test_integers_have_one_spelling(value):
     assert canonical(str(value)) == canonical(f"{value:,}") == canonical(f"{value}.0") == str(value)
 

@@ -283,7 +283,7 @@ def test_of_equal_outputs_the_one_that_passed_comes_back(call: Callable[..., Any
 
 @both
 def test_tokens_that_the_chains_models_report_are_charged(call: Callable[..., Any]) -> None:
-    chain = with_recovery(model("40", "41", "43", "44") | StrOutputParser(), verifier=IS_42, resample_draws=1)
+    chain = with_recovery(model("40", "41", "43", "44") | StrOutputParser(), verifier=IS_42, extra_samples=3)
     with pytest.raises(Unresolved) as caught:
         call(chain, "q")
     spent = caught.value.case.ledger.spent
@@ -334,7 +334,7 @@ def flaky() -> Any:
             counts[key] = counts.get(key, 0) + 1
             return "42" if counts[key] > 1 and key != "never" else "41"
 
-    return with_recovery(RunnableLambda(work), verifier=IS_42, extra_samples=1, resample_draws=1)
+    return with_recovery(RunnableLambda(work), verifier=IS_42, extra_samples=1)
 
 
 BATCHES: dict[str, Callable[..., Any]] = {

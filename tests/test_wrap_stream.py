@@ -47,7 +47,7 @@ def chain(*texts: str) -> Runnable[Any, str]:
 
 
 def wrapped(*texts: str, **options: Any) -> Any:
-    return with_recovery(chain(*texts), verifier=IS_42, **({"extra_samples": 1, "resample_draws": 1} | options))
+    return with_recovery(chain(*texts), verifier=IS_42, **({"extra_samples": 1} | options))
 
 
 @both

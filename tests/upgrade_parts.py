@@ -2,14 +2,16 @@
 
 ``data/states/record.py`` and ``parts.py`` made the states with the old version's API. This does the same with today's,
 from the same plain descriptions in ``manifest.json``. What 0.1 took for granted is given by name (``DEFAULTS``,
-``CAPS``), so that a later default changes nothing here.
+``CAPS``), so that a later default changes nothing here. So is what it decided and how it lifted a temperature
+(``DefaultOf01``, ``LocalTempOf01``): what is compared is how a state is read and what is paid for, not which policy is
+the better one.
 """
 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,12 +55,24 @@ from rfx_agent import (
     recovery_graph,
     step_input,
 )
+from rfx_agent.budgets.step import Ledger
+from rfx_agent.case import Decision, Diagnosis
 from rfx_agent.codec import load, plain
+from rfx_agent.engine import costs
+from rfx_agent.engine.drive import Flow
+from rfx_agent.engine.run import Run
 from rfx_agent.errors import SamplerError, ToolError
 from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.posterior import mean, update
+from rfx_agent.evidence.routing import RoutingRule, operator_of
 from rfx_agent.policies import Belief, DefaultPolicy, LearnedPolicy
+from rfx_agent.policies.base import draft, settled
 from rfx_agent.policies.worth import Worth
-from rfx_agent.ports import Sampler, Steerer
+from rfx_agent.ports import Remedy, Sampler, Steerer
+from rfx_agent.records import Spend
+from rfx_agent.remedies import Retry
+from rfx_agent.remedies.base import before_junction
+from rfx_agent.remedies.retry import draw
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 MANIFEST = states.manifest()
@@ -73,7 +87,13 @@ CAPS: dict[str, Any] = {
     "calls": 64,
 }
 """The budget that 0.1 had where none was given; it is not written into a state."""
-DEFAULTS = {"extra_samples": 3, "resample_draws": 4, "tool_temperature": 0.6, "verdict_seconds": 60.0}
+DEFAULTS = {"extra_samples": 3, "concurrency": 4, "tool_temperature": 0.6, "verdict_seconds": 60.0}
+RENAMED = {"resample_draws": "concurrency"}
+"""Parameters that are called differently now."""
+WORTH = {"rescue": 20.0, "minute": 1.0}
+"""What 0.1 held a rescue and a person's minute to be worth."""
+LIFTED = 1.0
+"""The temperature of 0.1's ``local_temp``."""
 
 # The doubles. Their names (small-1, small-1-steered, till) are part of the ids of recorded calls.
 
@@ -180,6 +200,110 @@ class Chat(BaseChatModel):
         return self.bind(**kwargs)
 
 
+# What 0.1 decided, and the one remedy that did something else then.
+
+
+@dataclass(frozen=True)
+class LocalTempOf01(Remedy):
+    """A draw at a lifted temperature wherever the sampler takes one; from the junction where the decision says so."""
+
+    name: str = field(default="local_temp", init=False)
+    node: str = field(default="resample", init=False)
+    words: str = field(default="a draw at a lifted temperature", init=False)
+
+    def bound(self, run: Run, case: Case) -> Spend | str:
+        """A plain draw's."""
+        if run.sampler is None or not run.sampler.takes_temperature:
+            return "there is no temperature to lift"
+        return costs.of_draw(run, case) + Spend(attempts=1)
+
+    def attempt(self, run: Run, case: Case) -> Flow[Case]:
+        """As many draws as a retry makes."""
+        continues = case.decision.from_junction and run.sampler is not None and run.sampler.continues_prefix
+        prefix = before_junction(case) if continues else ""
+        return (yield from draw(run, case, self.name, run.settings.concurrency, LIFTED, prefix))
+
+
+NODES = {
+    "retry": "resample",
+    "local_temp": "resample",
+    "tool": "tool_verify",
+    "sparse_steer": "steer",
+    "sparse_steer_random": "steer",
+    "dense_steer": "steer",
+}
+"""The remedies of 0.1, in the order in which its policy looked at them, and their nodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefaultOf01:
+    """What ``DefaultPolicy`` of 0.1 decided, on the priors of its calibration."""
+
+    calibration: Calibration
+    rounds: Mapping[str, int] = field(default_factory=lambda: {"retry": 4, "tool": 2})
+    gate: float = 0.5
+    margin: float = 0.05
+    floor: float = 0.05
+    version: str = field(default="default/1", init=False)
+
+    def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
+        """The next route."""
+        if (decision := settled(self, diagnosis, ledger)) is not None:
+            return decision
+        d = replace(diagnosis, posterior=self._posterior(diagnosis))
+        rescue = {name: mean(beta) for name, beta in d.posterior.items()}
+        untried = [x for x in NODES if x in d.cost and d.tried.get(x, 0) < self.rounds.get(x, 1)]
+        if not untried:
+            return self._escalates(d, ledger, "no_route", "Everything that could help was tried.")
+        options = [name for name in untried if not ledger.shortfall(d.cost[name])]
+        if not options:
+            cap = ledger.shortfall(d.cost[min(untried, key=lambda name: d.cost[name].tokens)])[0]
+            return self._escalates(d, ledger, f"budget:{cap}", f"The budget has too few {cap} left.")
+        best = max(options, key=lambda name: rescue[name])
+        if rescue[best] < self.floor:
+            said = (
+                f"The best option left, {d.words[best]}, rescues with {rescue[best]:.0%}, below the floor of "
+                f"{self.floor:.0%}."
+            )
+            return self._escalates(d, ledger, "out_of_reach", said, regime="out_of_reach")
+        others = [name for name in options if name != "retry"]
+        other = max(others, key=lambda name: rescue[name], default=None)
+        chance = rescue["retry"]
+        structural = other is not None and chance <= self.gate and rescue[other] - chance >= self.margin
+        if not structural and "retry" in options:
+            return self._decides(d, ledger, "retry", "gate:stochastic", "stochastic")
+        asked = None
+        if d.routable and d.z is not None and all(name in d.z for name in RoutingRule().operators):
+            asked = operator_of(d.z)
+        options = others or options
+        if asked in options and asked is not None:
+            remedy, reason = asked, f"rule:{asked}"
+        elif asked is not None and "tool" in options:
+            remedy, reason = "tool", f"rule:{asked}>tool"
+        else:
+            remedy = max(options, key=lambda name: rescue[name])
+            reason = f"rescue:{remedy}"
+        regime = "structural" if structural else "stochastic"
+        junction = remedy == "local_temp" or (remedy == "tool" and asked == "sparse_steer")
+        return self._decides(d, ledger, remedy, reason, regime, from_junction=junction)
+
+    def _posterior(self, d: Diagnosis) -> dict[str, tuple[float, float]]:
+        prior, failed = self.calibration.prior, {**d.failed, "retry": d.draws - d.passes}
+        beliefs = {name: update(prior(name), 0, failed.get(name, 0)) for name in NODES}
+        return {**beliefs, "retry": update(prior("retry"), d.passes, d.draws)}
+
+    def _escalates(self, d: Diagnosis, ledger: Ledger, reason: str, sentence: str, **more: Any) -> Decision:
+        return draft(self, d, ledger, "escalate", "human", reason, sentence, expected=_rescue(d), **more)
+
+    def _decides(self, d: Diagnosis, ledger: Ledger, remedy: str, reason: str, regime: Any, **more: Any) -> Decision:
+        said = f"{d.passes} of {d.draws} draws passed: {d.words[remedy]} is next."
+        return draft(self, d, ledger, d.nodes[remedy], remedy, reason, said, expected=_rescue(d), regime=regime, **more)
+
+
+def _rescue(d: Diagnosis) -> dict[str, float]:
+    return {name: mean(beta) for name, beta in d.posterior.items()}
+
+
 # The graphs. The names of nodes and keys are part of what is recorded.
 
 
@@ -243,7 +367,7 @@ def options_of(
 ) -> dict[str, Any]:
     """Parameters of ``Recovery`` but for the sampler, as the description's ``parts`` say."""
     plain_ = ("seed", "max_tokens", "extra_samples", "resample_draws", "temperature", "tool_temperature")
-    made: dict[str, Any] = DEFAULTS | {name: parts[name] for name in plain_ if name in parts}
+    made: dict[str, Any] = DEFAULTS | {RENAMED.get(name, name): parts[name] for name in plain_ if name in parts}
     match parts["verifier"]:
         case {"kind": "exact"}:
             made["verifier"] = ExactVerifier()
@@ -253,22 +377,29 @@ def options_of(
             made["verifier"] = JudgeVerifier(Reader(right), **more)
         case _:
             raise AssertionError(parts["verifier"])
-    match parts["policy"]:
-        case {"kind": "learned", "worth": worth, **more}:
-            belief = Belief.from_json((states.STATES / "belief.json").read_bytes())
-            made["policy"] = LearnedPolicy(belief=belief, worth=Worth(**worth), **more)
-        case {"kind": "default", **more}:
-            made["policy"] = DefaultPolicy(**more)
-        case _:
-            raise AssertionError(parts["policy"])
+    made["calibration"] = Calibration.published()
     if parts.get("calibrated"):
         made["calibration"] = Calibration.load(states.STATES / "calibration.json")
+    made["remedies"] = [Retry(), LocalTempOf01()]
+    if "remedies" in parts:
+        made["remedies"] = parts["remedies"]
+    match parts["policy"]:
+        case {"kind": "learned", "explore": explore, "worth": worth, "per_round": {"local_temp": n}}:
+            assert n == made["concurrency"]  # it is read off the attempts now
+            belief = Belief.from_json((states.STATES / "belief.json").read_bytes())
+            made["policy"] = LearnedPolicy(belief=belief, worth=Worth(**WORTH | worth), explore=explore)
+        case {"kind": "default", **more}:
+            made["policy"] = DefaultOf01(calibration=made["calibration"], **more)
+        case {"kind": "today"}:
+            made["policy"] = DefaultPolicy()
+        case _:
+            raise AssertionError(parts["policy"])
     made["budget"] = RetryBudget(**(CAPS | parts.get("budget", {})))
     if "price" in parts:
         made["price"] = Price(**parts["price"])
-    if "tool" in parts:
+    if parts.get("tool"):
         made["tool"] = Till(parts["tool"], parts.get("tool_breaks", ()))
-    if "steers" in parts:
+    if parts.get("steers"):
         made["steerer"] = Steers(parts["steers"], script.get("steerer", ()))
     if "shared" in parts:
         assert store is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import itertools
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
@@ -21,7 +23,7 @@ from langchain_core.runnables.config import (
 
 from rfx_agent.errors import ConfigError, RfxError, SamplerError, is_control_flow
 from rfx_agent.ports import Sampler
-from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage, Verdict
 
 __all__ = ["RETRACT", "Again", "Attempts", "Made", "Reported", "Thing", "in_context", "response_id", "tag", "together"]
 
@@ -39,14 +41,14 @@ class Made:
     Attributes:
         rollout: the run as the engine sees it; None where it gave no answer, and so is no draw.
         output: what the caller gets if this run is chosen.
-        flaw: why its rollout cannot stand, whatever the text, or "".
+        flaw: the verdict on a rollout that cannot stand, whatever its text; None where the verifier is asked.
         error: what the thing raised, where that means that the thing itself is out of order.
         usage: what the run used.
     """
 
     rollout: Rollout | None = None
     output: Any = None
-    flaw: str = ""
+    flaw: Verdict | None = None
     error: Exception | None = None
     usage: Usage = field(default_factory=lambda: Usage(calls=1))
 
@@ -86,10 +88,14 @@ class Thing(ABC):
     Attributes:
         name: for records and messages.
         takes_temperature: whether a run honours ``SampleRequest.temperature``.
+        takes_max_tokens: whether a run honours ``SampleRequest.max_tokens``.
+        takes_revision: whether ``SampleRequest.revision`` can be added to its input.
     """
 
     name: str
     takes_temperature: bool = False
+    takes_max_tokens: bool = False
+    takes_revision: bool = False
 
     @abstractmethod
     def run(self, again: Again) -> Any:
@@ -109,6 +115,10 @@ class Thing(ABC):
 
     def driver(self) -> Sampler | None:
         """The model that writes a tool's input, or None where there is none."""
+        return None
+
+    def on(self, other: Sampler) -> Thing | None:
+        """The same thing with ``other`` for its model; None where the thing's model is its own matter."""
         return None
 
     def run_all(self, runs: Sequence[Again]) -> list[Made]:
@@ -154,16 +164,30 @@ class Attempts(Sampler):
     """
 
     def __init__(self, thing: Thing) -> None:
-        self.name, self.takes_temperature = thing.name, thing.takes_temperature
+        self._of(thing)
         self.outputs: dict[str, Any] = {}
-        self.flaws: dict[str, str] = {}
+        self.flaws: dict[str, Verdict] = {}
         self.made: list[Made] = []
-        self._thing, self._started = thing, 0
+        self._numbers = itertools.count(1)
+
+    def _of(self, thing: Thing) -> None:
+        self.name, self.takes_temperature = thing.name, thing.takes_temperature
+        self.takes_max_tokens, self.takes_revision = thing.takes_max_tokens, thing.takes_revision
+        self.drives_tools = thing.driver() is not None
+        self._thing = thing
+
+    def on(self, other: Sampler) -> Sampler:
+        """``other``, asked through the thing where that takes another model; its runs are kept with these."""
+        thing = self._thing.on(other)
+        if thing is None:
+            return other
+        attempts = copy.copy(self)
+        attempts._of(thing)
+        return attempts
 
     def again(self, request: SampleRequest) -> list[Again]:
         """The runs that ``request`` takes, numbered."""
-        first, self._started = self._started + 1, self._started + request.n
-        return [Again(first + i, request, i) for i in range(request.n)]
+        return [Again(next(self._numbers), request, i) for i in range(request.n)]
 
     def take(self, made: Made) -> Made:
         """Keep what a run gave under its response id."""
@@ -172,7 +196,7 @@ class Attempts(Sampler):
             key = made.rollout.response_id or response_id(len(self.made))
             if made.rollout.response_id is None:
                 made.rollout = replace(made.rollout, response_id=key)
-            if made.flaw:
+            if made.flaw is not None:
                 self.flaws.setdefault(key, made.flaw)
             else:
                 self.outputs.setdefault(key, made.output)
@@ -180,13 +204,13 @@ class Attempts(Sampler):
 
     def first(self, made: Made) -> Made:
         """Keep the caller's own run."""
-        self._started += 1
+        next(self._numbers)
         return self.take(made)
 
     def sample(self, request: SampleRequest) -> SampleResult:
         """``request.n`` more runs, or a tool's input."""
         if request.purpose == "tool_input":
-            again = Again(self._started + 1, request)
+            again = Again(len(self.made) + 1, request)
             with set_config_context(again.config(sync=True)) as context:
                 return context.run(self._driver().sample, request)
         return self._result(self._thing.run_all(self.again(request)))
@@ -194,7 +218,7 @@ class Attempts(Sampler):
     async def asample(self, request: SampleRequest) -> SampleResult:
         """The same on the running event loop."""
         if request.purpose == "tool_input":
-            again = Again(self._started + 1, request)
+            again = Again(len(self.made) + 1, request)
             with set_config_context(again.config(sync=False)) as context:
                 written: SampleResult = await in_context(self._driver().asample(request), context)
                 return written

@@ -17,23 +17,26 @@ class Shield(Verifier):
     Args:
         verifier: the user's.
         attempts: the runs, with their flaws.
-        fits: why a text that no run gave (a tool's, a person's) cannot stand, or ""; by default any text can.
+        fits: the verdict on a text that no run gave (a tool's, a person's) and that cannot stand, or None; by default
+            any text can.
     """
 
-    def __init__(self, verifier: Verifier, attempts: Attempts, fits: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self, verifier: Verifier, attempts: Attempts, fits: Callable[[str], Verdict | None] | None = None
+    ) -> None:
         self.name, self.needs_peers, self.instant = verifier.name, verifier.needs_peers, verifier.instant
         self._verifier, self._attempts, self._fits = verifier, attempts, fits
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """The verdict."""
         if flaw := self._flaw(rollout):
-            return Verdict(False, reason=flaw)
+            return flaw
         return self._verifier.verify(step, rollout, peers=self._answers(peers))
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """The same, without blocking the event loop."""
         if flaw := self._flaw(rollout):
-            return Verdict(False, reason=flaw)
+            return flaw
         return await self._verifier.averify(step, rollout, peers=self._answers(peers))
 
     def bound(self, step: Step, rollout: Rollout) -> Usage | None:
@@ -43,10 +46,10 @@ class Shield(Verifier):
     def _answers(self, peers: Sequence[Rollout]) -> tuple[Rollout, ...]:
         return tuple(x for x in peers if not self._flaw(x))
 
-    def _flaw(self, rollout: Rollout) -> str:
+    def _flaw(self, rollout: Rollout) -> Verdict | None:
         key = rollout.response_id or ""
         if key in self._attempts.flaws:
             return self._attempts.flaws[key]
         if key in self._attempts.outputs or self._fits is None:
-            return ""
+            return None
         return self._fits(rollout.text)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_core.messages import BaseMessage, convert_to_messages, convert_to_openai_messages
-from langchain_core.prompt_values import PromptValue
+from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages, convert_to_openai_messages
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
-from rfx_agent.records import Step
+from rfx_agent.records import Step, Verdict
 
-__all__ = ["as_text", "restored", "step_of"]
+_MOST_TOLD = 1_000  # characters of an error that a model is told
+
+__all__ = ["as_text", "flawed", "restored", "step_of", "told"]
 
 
 def as_text(value: Any) -> str:
@@ -56,6 +58,50 @@ def _is_message(item: Any) -> bool:
     if isinstance(item, tuple):
         return len(item) == 2 and all(isinstance(part, str) for part in item)
     return isinstance(item, BaseMessage) or (isinstance(item, Mapping) and {"role", "content"} <= set(item))
+
+
+def told(value: Any, addition: str, prompt: str | None = None) -> Any:
+    """A chain's or node's input with ``addition`` behind its prompt; None where nothing tells where the prompt is.
+
+    Args:
+        value: text, messages, a prompt value, or a mapping: of ``messages``, of one text, or with the prompt in it.
+        addition: what is added.
+        prompt: the prompt, where it was read out of ``value``.
+    """
+    if isinstance(value, str):
+        return f"{value}\n\n{addition}"
+    if isinstance(value, PromptValue):
+        return ChatPromptValue(messages=_added(value.to_messages(), addition))
+    if isinstance(value, Mapping):
+        key = _prompt_key(value, prompt)
+        changed = None if key is None else told(value[key], addition)
+        return None if changed is None else {**value, key: changed}
+    messages = _messages(value)
+    return _added(messages, addition) if messages else None
+
+
+def _prompt_key(value: Mapping[str, Any], prompt: str | None) -> str | None:
+    texts = [key for key, item in value.items() if isinstance(item, str)]
+    if prompt is not None and (same := [key for key in texts if value[key] == prompt]):
+        return same[0]
+    if "messages" in value:
+        return "messages"
+    return texts[0] if len(texts) == 1 and len(value) == 1 else None
+
+
+def _added(messages: Sequence[BaseMessage], addition: str) -> list[BaseMessage]:
+    *before, last = messages
+    if not isinstance(last, HumanMessage):
+        return [*messages, HumanMessage(addition)]
+    text = {"type": "text", "text": addition}
+    content = f"{last.content}\n\n{addition}" if isinstance(last.content, str) else [*last.content, text]
+    return [*before, last.model_copy(update={"content": content})]
+
+
+def flawed(error: Exception, what: str = "") -> Verdict:
+    """The verdict on an output that could not be made: what raised says what is wrong with it."""
+    said = str(error)[:_MOST_TOLD]
+    return Verdict(False, reason=f"{what or type(error).__name__}: {said}", feedback=said or None, kind="malformed")
 
 
 def restored(text: str, *, like: Any = None, schema: Any = None) -> Any:

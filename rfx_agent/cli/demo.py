@@ -154,17 +154,17 @@ async def run_tasks(
 
 
 async def _retry(recovery: Recovery, case: Case) -> Case:
-    """Plain retry from the draws that the recovery had before its first decision, one draw at a time.
+    """Plain retry from the first draw that the recovery had, one draw at a time.
 
     It draws on as long as it has spent fewer tokens than the recovery did, so its last draw may carry it past them.
     """
-    shared = tuple(x for x in case.rollouts if x.round is None or x.round < 2)
-    attempts = case.attempts[:2]
+    shared = tuple(x for x in case.rollouts if x.round is None or x.round < 1)
+    attempts = case.attempts[:1]
     got, tokens = sum(a.got for a in attempts), sum(a.tokens for a in attempts)
     budget = RetryBudget(attempts=None, samples=None, tokens=None, seconds=None)
     ledger = Ledger(budget).charge(Spend(attempts=got, samples=got, tokens=tokens))
     start = Case(step=case.step, ledger=ledger, rollouts=shared, attempts=attempts)
-    run = Run.of(replace(recovery, policy=FixedPolicy(("retry",)), extra_samples=0, resample_draws=1, on_event=None))
+    run = Run.of(replace(recovery, policy=FixedPolicy(("retry",)), extra_samples=None, concurrency=1, on_event=None))
     most = case.ledger.spent.tokens + of_draw(run, start).tokens - 1
     start = replace(start, ledger=replace(ledger, budget=replace(budget, tokens=most)))
     return await drive_async(recover(run, start))

@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rfx_agent.cli.lab_show import accuracy_table, finite, population_table, regime_table
+from rfx_agent.cli.lab_show import (
+    accuracy_table,
+    counts_table,
+    finite,
+    kinds_lines,
+    population_table,
+    regime_table,
+)
 from rfx_agent.cli.options import BadRows, Engine, Json, plain, reported, warn
 
 __all__ = ["audit", "calibrate", "extract", "report"]
@@ -33,7 +40,10 @@ def calibrate(
     seed: _Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Population statistics and retry prior per model, task and kind of evidence, with counts and intervals.
+    """Population statistics and a prior of every remedy per model, task and kind of evidence, with intervals.
+
+    Of a log, it also counts how often each remedy rescued after each kind of failure, with and without being told
+    what is wrong, over all tasks and for each.
 
     With one model and task OUTPUT is a file. With several it is a folder, one file each, unless --merge or --name
     asks for a mixture of them all.
@@ -60,6 +70,8 @@ def calibrate(
     out = Console(stderr=as_json)
     for population in result["populations"]:
         out.print(population_table(population))
+        if (counts := counts_table(population)) is not None:
+            out.print(counts)
     for m, t, drift in drifts:
         style = {"drifted": "red", "stable": "green"}.get(drift.verdict)
         out.print(f"{plain(m)} on {plain(t)}: {drift.sentence}", style=style, markup=False, highlight=False)
@@ -89,6 +101,8 @@ def audit(
         found = run(data, folds=folds, repeats=repeats, seed=seed)
     out = Console(stderr=as_json)
     out.print(regime_table(found))
+    for line in kinds_lines(found):
+        out.print(line, markup=False, highlight=False)
     questions = [(f"{what} from the features", found["separability"][what]) for what in ("model", "method")]
     if found["regimes"] is not None:
         questions += [("stochastic or structural", found["regimes"])]

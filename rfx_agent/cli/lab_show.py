@@ -7,8 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from rfx_agent.cli.options import plain, table
+from rfx_agent.lab.evidence.intervals import wilson
 
-__all__ = ["accuracy_table", "finite", "population_table", "regime_table"]
+__all__ = ["accuracy_table", "counts_table", "finite", "kinds_lines", "population_table", "regime_table"]
 
 
 def population_table(population: dict[str, Any]) -> Table:
@@ -19,6 +20,35 @@ def population_table(population: dict[str, Any]) -> Table:
         low, high = f["mean_interval"]
         made.add_row(what, str(f["count"]), f"{f['mean']:.4f}", f"{low:.4f} to {high:.4f}", f"{f['std']:.4f}")
     return made
+
+
+def counts_table(population: dict[str, Any]) -> Table | None:
+    """How often each remedy rescued, by how the answer before it had failed; None where no attempt was counted."""
+    counts = {key: held for key, held in population["counts"].items() if "@" not in key}
+    if not counts:
+        return None
+    heads = ("remedy", "after", "told why", "attempts", "rescued", "rate", "95 % interval")
+    made = table("Rescued, by how the answer before had failed", *heads, left=3)
+    for key, held in counts.items():
+        remedy, *rest = key.split("|")
+        told = "yes" if "told" in rest else "no" if rest else ""
+        kind = next((part.replace("_", " ") for part in rest if part != "told"), "not known")
+        passes, attempts = held["passes"], held["attempts"]
+        between = wilson(passes, int(attempts))
+        interval = f"{between['low']:.2f} to {between['high']:.2f}"
+        made.add_row(remedy, kind, told, f"{attempts:g}", f"{passes:g}", f"{held['rate']:.3f}", interval)
+    return made
+
+
+def kinds_lines(found: dict[str, Any]) -> list[str]:
+    """One line for each cell that says how its rollouts failed."""
+    lines = []
+    for cell in found["cells"]:
+        shares = sorted(cell.get("kinds", {}).items(), key=lambda item: -item[1])
+        if shares:
+            said = ", ".join(f"{kind.replace('_', ' ')} {share:.1%}" for kind, share in shares)
+            lines.append(f"kinds of failure, {plain(cell['model'])} on {plain(cell['task'])}: {said}")
+    return lines
 
 
 def regime_table(found: dict[str, Any]) -> Table:

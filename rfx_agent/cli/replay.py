@@ -14,7 +14,6 @@ from rfx_agent.cli.demo import Task
 from rfx_agent.cli.tape import Replay, Row, Tape, nothing, rollout_of
 from rfx_agent.errors import SamplerError, ToolInputError
 from rfx_agent.lab.evidence.outcomes import STEERING
-from rfx_agent.policies.default import DefaultPolicy
 from rfx_agent.ports import Sampler, Steerer, Verifier
 from rfx_agent.records import Message, Rollout, SampleRequest, SampleResult, Step, ToolResult, Usage, Verdict
 from rfx_agent.recovery import Recovery
@@ -50,25 +49,22 @@ class ReplayTool(ProgramTool):
 class ReplaySampler(Sampler):
     """Gives one problem's recorded attempts, each once, in order.
 
-    A request for an answer gets ``retry`` draws, and ``local_temp`` attempts where the temperature is above the
-    recorded one; a request for the tool's input gets a program. ``local_temp`` went on from the junction of some
-    failed draw of this problem when it was recorded, whatever prefix is asked for.
+    A request for an answer gets ``retry`` draws, one for the tool's input gets a program. Nothing else was recorded of
+    this model, so it can be told of no failed answer and goes on from none.
 
     Args:
         tape: the problem.
         tool: what asks for programs.
         name: the model that was recorded.
-        temperature: of its plain draws.
         skip: ``retry`` draws that were had before.
     """
 
-    continues_prefix = True
+    takes_max_tokens = takes_revision = False
 
-    def __init__(self, tape: Tape, tool: ReplayTool, *, name: str, temperature: float, skip: int = 0) -> None:
+    def __init__(self, tape: Tape, tool: ReplayTool, *, name: str, skip: int = 0) -> None:
         self.name = name
-        self.takes_temperature = bool(tape.attempts.get("local_temp"))
         self.program: Row | None = None
-        self._tape, self._tool, self._temperature = tape, tool, temperature
+        self._tape, self._tool = tape, tool
         self._next = {"retry": skip}
 
     def sample(self, request: SampleRequest) -> SampleResult:
@@ -79,9 +75,7 @@ class ReplaySampler(Sampler):
         """
         if request.messages == self._tool.asked and self.program is not None:
             return SampleResult((Rollout(self.program["text"]),), Usage())  # its cost was counted with the attempt
-        remedy = "local_temp" if request.temperature > self._temperature + 1e-6 else "retry"
-        if request.purpose == "tool_input":
-            remedy = "tool"
+        remedy = "tool" if request.purpose == "tool_input" else "retry"
         rows = [row for row in self._tape.attempts.get(remedy, ()) if remedy == "tool" or not nothing(row)]
         at = self._next.get(remedy, 0)
         given = rows[at : at + request.n]
@@ -104,6 +98,8 @@ class ReplaySampler(Sampler):
 class ReplaySteerer(Steerer):
     """Gives one problem's recorded steered decodes, each once, in order, whichever failed draw is to be steered.
 
+    ``local_temp`` is one of them: it went on from the junction of some failed draw when it was recorded.
+
     Args:
         tape: the problem.
         name: the pair that was recorded.
@@ -111,8 +107,7 @@ class ReplaySteerer(Steerer):
 
     def __init__(self, tape: Tape, *, name: str) -> None:
         self.name = name
-        # The engine lifts the temperature itself, with draws from the sampler.
-        self.operators = tuple(op for op in STEERING if op != "local_temp" and tape.attempts.get(op))
+        self.operators = tuple(op for op in STEERING if tape.attempts.get(op))
         self._tape = tape
         self._next: dict[str, int] = {}
 
@@ -179,18 +174,16 @@ def replay_tasks(replay: Replay, *, problems: int, seed: int) -> list[Task]:
 
 def _task(replay: Replay, tape: Tape, sandbox: Sandbox, seed: int) -> Task:
     temperature = float(replay.settings["temperature"])
-    lifted = float(replay.settings.get("lifted_temperature", 1.0))
 
     def arm(skip: int) -> Recovery:
         tool = ReplayTool(sandbox=sandbox)
-        sampler = ReplaySampler(tape, tool, name=replay.model, temperature=temperature, skip=skip)
+        sampler = ReplaySampler(tape, tool, name=replay.model, skip=skip)
         steerer = ReplaySteerer(tape, name=replay.model)
         return Recovery(
             sampler=sampler,
             verifier=ReplayVerifier(tape, sampler),
             tool=tool if tape.attempts.get("tool") else None,
             steerer=steerer if steerer.operators else None,
-            policy=DefaultPolicy(lifted_temperature=lifted),
             calibration=replay.calibration,
             budget=RetryBudget(seconds=None, tool_seconds=None),
             seed=seed,
@@ -198,8 +191,7 @@ def _task(replay: Replay, tape: Tape, sandbox: Sandbox, seed: int) -> Task:
             max_tokens=int(replay.settings["max_tokens"]),
         )
 
-    recovery = arm(0)
-    return Task(tape.family, tape.step, recovery, arm(1 + recovery.extra_samples))
+    return Task(tape.family, tape.step, arm(0), arm(1))
 
 
 def _same(text: str, recorded: str) -> bool:

@@ -135,13 +135,14 @@ def _figures(arm: dict[str, int]) -> tuple[str, str]:
 def _cells(failure: Failure) -> list[Text]:
     case = failure.recovery
     regime = next((d.regime for d in case.decisions if d.regime), None)
+    cut = bool(case.failed) and all(x.kind == "cut" for x in case.failed)
     rescued = case.outcome is not None and case.outcome.status == "rescued"
     words = plain(case.outcome.answer or "", 11) if rescued and case.outcome is not None else _ended(failure)
     again = failure.retry.outcome is not None and failure.retry.outcome.status == "rescued"
     return [
         Text(plain(failure.problem.family, 16)),
         Text(_answers(case), style="red"),
-        Text((regime or "an extra draw").replace("_", " ")),
+        Text((regime or ("cut off" if cut else "an extra draw")).replace("_", " ")),
         Text(f"{'✓' if rescued else '✗'} {words}", style="green" if rescued else "yellow"),
         Text(f"{case.ledger.spent.tokens:,}", justify="right"),
         Text("✓" if again else "✗", style="green" if again else "red"),

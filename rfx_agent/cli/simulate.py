@@ -16,7 +16,7 @@ from rfx_agent.lab.logs import Log, read_log
 from rfx_agent.lab.profiles import Profile, is_log, read_profile
 from rfx_agent.lab.simulate import NAMES, Simulation
 from rfx_agent.lab.simulate import simulate as run
-from rfx_agent.policies.population import REMEDIES
+from rfx_agent.records import REMEDY_NAME
 
 __all__ = ["simulate"]
 
@@ -27,18 +27,29 @@ def simulate(
         list[str] | None,
         typer.Option(
             help=f"Policy to replay, again for more: {', '.join(NAMES)}, fixed:REMEDY+REMEDY, learned:PRICE.",
-            show_default="those five; of a log, not paper_rule",
+            show_default="those five; paper_rule only where it can be played",
         ),
     ] = None,
     budget: Annotated[
         list[int] | None,
         typer.Option(min=1, max=60, help="Attempts per failure, again for more.", show_default="1 2 3 4 6 8"),
     ] = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Tokens per failure, again for more; needs what an attempt of each remedy costs.",
+            show_default=False,
+        ),
+    ] = None,
     orders: Annotated[int, typer.Option(min=1, help="Seeded orders per cell.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of orders, outcomes and intervals.")] = 0,
     cost: Annotated[
         list[str] | None,
-        typer.Option(help="REMEDY=COST of one attempt, again for more; 1 each otherwise.", show_default=False),
+        typer.Option(
+            help="REMEDY=COST of one attempt, of any remedy that was measured, again for more; 1 each otherwise.",
+            show_default=False,
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads, or Ray's workers.")] = 1,
     engine: Annotated[Engine, typer.Option(help="What the workers are.")] = "threads",
@@ -47,6 +58,8 @@ def simulate(
 ) -> None:
     """Replay policies on measured failures: rescue within budgets, attempts, escalations, waste.
 
+    A remedy is whatever SOURCE has rates or attempts of; its name is of small letters, digits and underscores.
+
     Prequential: in each order every failure is met once, and a policy learns only from its own attempts.
     """
     with reported() as err:
@@ -54,9 +67,9 @@ def simulate(
         read = read_log(source, on_bad=on_bad) if is_log(source) else read_profile(source, on_bad=on_bad)
         found = run(
             read,
-            # The rule needs the features of every failure; a log seldom has them.
-            policy or [name for name in NAMES if name != "paper_rule" or isinstance(read, Profile)],
+            policy or None,
             budgets=tuple(dict.fromkeys(budget or (1, 2, 3, 4, 6, 8))),
+            tokens=tuple(dict.fromkeys(tokens or ())),
             orders=orders,
             seed=seed,
             costs=_costs(cost or []),
@@ -78,14 +91,14 @@ def _costs(given: list[str]) -> dict[str, float]:
             value = float(amount)
         except ValueError:
             value = -1.0
-        if name not in REMEDIES or not 0 <= value < float("inf"):
-            raise ConfigError(f"--cost {item!r}: give REMEDY=COST with one of {', '.join(REMEDIES)}")
+        if not REMEDY_NAME.fullmatch(name) or not 0 <= value < float("inf"):
+            raise ConfigError(f"--cost {item!r}: give REMEDY=COST, such as revise=1.5")
         costs[name] = value
     return costs
 
 
-def _tables(found: Simulation) -> tuple[Table, Table]:
-    """What each policy rescues, and what it spends: two tables, so that 80 columns suffice."""
+def _tables(found: Simulation) -> tuple[Table, ...]:
+    """What each policy rescues, and what it spends: several tables, so that 80 columns suffice."""
     last = str(max(found.budgets))
     title = f"Rescued within B attempts, mean over {len(found.cells)} cells, {found.orders} orders"
     rescued = table(title, "policy", *(f"B={b}" for b in found.budgets), f"over retry, B={last}")
@@ -97,4 +110,10 @@ def _tables(found: Simulation) -> tuple[Table, Table]:
         rescued.add_row(name, *(f"{figures['rescue_within'][str(b)]:.3f}" for b in found.budgets), beyond)
         lost = "–" if wasted is None else f"{wasted:.2f}"
         spent.add_row(name, f"{figures['attempts']:.2f}", f"{figures['escalated']:.1%}", lost)
-    return rescued, spent
+    if not found.tokens:
+        return rescued, spent
+    title = f"Rescued within T tokens and {last} attempts"
+    within = table(title, "policy", *(f"T={t}" for t in found.tokens))
+    for name in found.policies:
+        within.add_row(name, *(f"{found.mean[name]['rescue_within_tokens'][str(t)]:.3f}" for t in found.tokens))
+    return rescued, spent, within

@@ -6,25 +6,28 @@ when no time is left.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rfx_agent.budgets.step import Price
 from rfx_agent.case import Case
 from rfx_agent.records import Message, Rollout, Spend, Usage
 
 if TYPE_CHECKING:
     from rfx_agent.engine.run import Run
 
-__all__ = ["of_candidate", "of_draw", "of_prompt", "of_scores", "of_steering", "of_usage", "per_remedy", "reported"]
+__all__ = ["bytes_of", "of_candidate", "of_completion", "of_draw", "of_scores", "of_usage", "prompt_tokens", "reported"]
 
 _TEMPLATE = 64  # tokens that a chat template may add to each message's own text
 _PER_TOKEN = 4  # characters of a token, on average; for estimates that nothing is capped by
 _INSTANT = 0.001  # seconds
 
 
-def of_usage(run: Run, usage: Usage, *, samples: int = 0, seconds: float = 0.0, asked: int = 0) -> Spend:
-    """What ``usage`` of the sampler's model costs."""
-    price = run.settings.price
+def of_usage(
+    run: Run, usage: Usage, *, samples: int = 0, seconds: float = 0.0, asked: int = 0, price: Price | None = None
+) -> Spend:
+    """What ``usage`` of a model costs, at the deployment's price unless another is given."""
+    price = price or run.settings.price
     return Spend(
         samples=samples,
         tokens=usage.tokens,
@@ -40,28 +43,29 @@ def reported(error: Exception | None) -> Usage:
     return Usage(calls=getattr(error, "calls", 0))
 
 
-def of_prompt(run: Run, messages: Sequence[Message], *, calls: int = 1) -> Spend:
-    """The most that one completion of ``messages`` can cost. A token is at least one byte, so bytes bound tokens."""
-    return _completion(run, _bytes(messages), calls)
+def of_completion(run: Run, read: int, *, calls: int = 1, cap: int | None = None, price: Price | None = None) -> Spend:
+    """The most that one completion can cost: ``read`` tokens of prompt, and ``cap`` tokens written.
+
+    Args:
+        run: the deployment.
+        read: tokens of the prompt, at most.
+        calls: requests that it may cause.
+        cap: tokens written, at most; by default ``Recovery.max_tokens``.
+        price: of the model that is asked; by default the deployment's.
+    """
+    written = run.settings.max_tokens if cap is None else cap
+    return of_usage(run, Usage(read, written, calls), samples=1, seconds=_INSTANT, price=price)
 
 
-def of_draw(run: Run, case: Case, prefix: str = "") -> Spend:
-    """The most that one draw of the step can cost, with ``prefix`` continued."""
+def of_draw(run: Run, case: Case, prefix: str = "", *, cap: int | None = None) -> Spend:
+    """The most that one draw of the step can cost, with ``prefix`` continued and up to ``cap`` tokens written."""
     calls = run.sampler.max_calls if run.sampler is not None else 1
-    return _completion(run, _step_tokens(case) + len(prefix.encode()), calls)
-
-
-def of_steering(run: Run, case: Case, draw: Rollout) -> Spend:
-    """The most that it can cost to steer ``draw`` once. Each of the two models reads it at most twice: once to find the
-    junction, once up to where it is kept. Their tokens are priced as the sampler's."""
-    read = 4 * (_step_tokens(case) + len(draw.text.encode(errors="replace")))
-    calls = run.settings.steerer.max_calls if run.settings.steerer is not None else 1
-    return _completion(run, read, calls)
+    return of_completion(run, prompt_tokens(case) + len(prefix.encode(errors="replace")), calls=calls, cap=cap)
 
 
 def of_scores(run: Run, case: Case, rollouts: Sequence[Rollout]) -> Spend:
     """The most that it can cost to have the ancestor read ``rollouts``. Its tokens are priced as the sampler's."""
-    prompt = _step_tokens(case)
+    prompt = prompt_tokens(case)
     read = sum(prompt + len(x.text.encode(errors="replace")) for x in rollouts)
     each = run.settings.scorer.max_calls if run.settings.scorer is not None else 1
     return of_usage(run, Usage(read, 0, len(rollouts) * each), seconds=_INSTANT)
@@ -76,32 +80,12 @@ def of_candidate(run: Run, case: Case) -> Spend:
     return of_usage(run, usage) + Spend(attempts=1)
 
 
-def per_remedy(run: Run, case: Case) -> Mapping[str, Spend]:
-    """Per remedy that can be carried out, the most that one attempt can cost."""
-    settings, costs = run.settings, dict[str, Spend]()
-    attempt = Spend(attempts=1)
-    if run.sampler is not None:
-        costs["retry"] = of_draw(run, case) + attempt
-        if run.sampler.takes_temperature:
-            costs["local_temp"] = costs["retry"]
-    longest = max((x for x in case.draws() if not x.passed), key=lambda x: len(x.text), default=None)
-    if settings.steerer is not None and longest is not None:
-        costs |= dict.fromkeys(settings.steerer.operators, of_steering(run, case, longest) + attempt)
-    if settings.tool is not None and run.sampler is not None:
-        ask = of_prompt(run, settings.tool.prompt(case.step), calls=run.sampler.max_calls)
-        costs["tool"] = ask + settings.tool.bound + attempt
-    return costs
-
-
-def _completion(run: Run, read: int, calls: int) -> Spend:
-    return of_usage(run, Usage(read, run.settings.max_tokens, calls), samples=1, seconds=_INSTANT)
-
-
-def _step_tokens(case: Case) -> int:
+def prompt_tokens(case: Case) -> int:
     """At most so many tokens are read for the step's prompt: the server's own count, as soon as there is one."""
     known = max((x.usage.prompt_tokens for x in case.rollouts if x.remedy == "retry"), default=0)
-    return known or _bytes(case.step.messages)
+    return known or bytes_of(case.step.messages)
 
 
-def _bytes(messages: Sequence[Message]) -> int:
-    return _TEMPLATE * len(messages) + sum(len(str(m.get("content", "")).encode()) for m in messages)
+def bytes_of(messages: Sequence[Message]) -> int:
+    """At most so many tokens are read for ``messages``: a token is at least one byte."""
+    return _TEMPLATE * len(messages) + sum(len(str(m.get("content", "")).encode(errors="replace")) for m in messages)

@@ -62,6 +62,7 @@ class Purchase:
             recoveries.
         flight: whether it counts as a recovery in flight.
         insist: whether the calls are made without the shared budget where its store cannot be reached.
+        elsewhere: whether ``model`` is another one than the deployment's: shared limits by model then hold for it.
     """
 
     purpose: Purpose
@@ -76,6 +77,7 @@ class Purchase:
     normal: bool = False
     flight: bool = True
     insist: bool = False
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,8 @@ class Run:
         """What the shared budget says; the error as a value where it cannot be asked."""
         shared = self.settings.shared
         assert shared is not None  # noqa: S101  # only then has a purchase a name
+        if item.elsewhere and "model" in shared.scopes:
+            shared = shared.scoped(model=item.model)
         claims = () if item.normal else shared.claims(item.cost, flight=item.flight)
         granted: Grant | StoreError = yield from _stored(Call(shared.reserve, shared.areserve, (name, claims)))
         return granted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from rfx_agent.events import Event
 from rfx_agent.evidence.calibration import Calibration
 from rfx_agent.policies.base import Policy
 from rfx_agent.policies.default import DefaultPolicy
+from rfx_agent.records import REMEDY_NAME
 
 __all__ = ["Escalation", "Settings"]
 
@@ -61,6 +62,7 @@ class Settings:
     sampler: ports.Sampler | None = None
     verifier: ports.Verifier = None  # type: ignore[assignment]  # required; __post_init__ says so by name
     _: KW_ONLY
+    remedies: Sequence[ports.Remedy] | None = None
     tool: ports.Tool | None = None
     scorer: ports.Scorer | None = None
     steerer: ports.Steerer | None = None
@@ -70,8 +72,8 @@ class Settings:
     budget: RetryBudget = field(default_factory=RetryBudget)
     shared: SharedBudget | None = None
     price: Price | None = None
-    extra_samples: int = 3
-    resample_draws: int = 4
+    extra_samples: int | None = None
+    concurrency: int = 1
     temperature: float = 0.6
     tool_temperature: float = 0.6
     max_tokens: int = 512
@@ -92,8 +94,12 @@ class Settings:
             raise ConfigError(
                 f"recovery: policy is {self.policy!r}; give an instance with the members of rfx_agent.policies.Policy"
             )
-        for name, least in (("extra_samples", 0), ("resample_draws", 1), ("max_tokens", 1)):
-            whole(f"recovery: {name}", getattr(self, name), least=least)
+        if self.remedies is not None:
+            object.__setattr__(self, "remedies", _remedies(self.remedies))
+        if self.extra_samples is not None:
+            whole("recovery: extra_samples", self.extra_samples)
+        for name in ("concurrency", "max_tokens"):
+            whole(f"recovery: {name}", getattr(self, name), least=1)
         for name in ("temperature", "tool_temperature"):
             number(f"recovery: {name}", getattr(self, name), least=0)
         if self.verdict_seconds is not None:
@@ -108,8 +114,34 @@ class Settings:
                 f"recovery: {money} but price is None; give price_of(the model's name) or a Price, because an unknown "
                 "price is not a free one"
             )
+        for remedy in self.remedies or ():
+            # A remedy that brings a model of its own has a price of its own, or the ledger would lie.
+            if self.price is not None and getattr(remedy, "sampler", None) and getattr(remedy, "price", None) is None:
+                raise ConfigError(
+                    f"recovery: remedy {remedy.name} has a model of its own and no price, and the recovery has one; "
+                    "give it price=price_of(the model's name) or a Price"
+                )
 
 
+def _remedies(given: Sequence[ports.Remedy]) -> tuple[ports.Remedy, ...]:
+    if not isinstance(given, (list, tuple)):
+        raise ConfigError(f"recovery: remedies is {given!r}; give a list such as [Retry(), Revise()]")
+    made: dict[str, ports.Remedy] = {}
+    for value in given:
+        remedy = ports.adopted(ports.Remedy, value, where="recovery: a remedy")  # type: ignore[type-abstract]
+        for what, name in (("name", remedy.name), ("node", remedy.node or remedy.name)):
+            if not isinstance(name, str) or not REMEDY_NAME.fullmatch(name) or name in _TAKEN:
+                raise ConfigError(
+                    f"recovery: the {what} of remedy {value!r} is {name!r}; give one of [a-z0-9_] that is none of "
+                    f"{', '.join(_TAKEN)}"
+                )
+        if remedy.name in made:
+            raise ConfigError(f"recovery: two remedies are called {remedy.name!r}; give each a name of its own")
+        made[remedy.name] = remedy
+    return tuple(made.values())
+
+
+_TAKEN = ("accept", "diagnose", "escalate", "human")
 _PORTS: dict[str, Any] = {
     "sampler": ports.Sampler,
     "verifier": ports.Verifier,

@@ -14,6 +14,7 @@ __all__ = ["describe", "iso"]
 
 _ASKED = 1_500  # characters of the question that are shown
 _GROUPS = 10  # answers that are listed
+_REASON = 500  # characters of the verifier's reason that are shown
 _EVIDENCE = {
     "two_model": "from the model and its reference",
     "one_model": "from the model alone, as proxies",
@@ -93,6 +94,10 @@ def _known(case: Case) -> list[str]:
     lines = []
     if diagnosis is not None:
         lines.append(f"{diagnosis.passes} of {diagnosis.draws} plain draws passed")
+    if decision.kinds:
+        lines.append("failed answers: " + ", ".join(f"{n} {_name(kind)}" for kind, n in decision.kinds.items()))
+    if reason := next((x.verdict.reason for x in reversed(case.failed) if x.verdict and x.verdict.reason), ""):
+        lines.append(f"the verifier said: {words(reason[:_REASON])}")
     if decision.regime is not None:
         lines.append(f"regime: {decision.regime.replace('_', ' ')}")
     if decision.features is None:

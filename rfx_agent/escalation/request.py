@@ -14,6 +14,7 @@ __all__ = ["ACTION", "applies", "payload", "proposed"]
 ACTION = "accept_answer"
 """Name of the action that a person is asked to review."""
 
+_REASONS = 5  # of the verifier that a person is shown
 _SHOWN = 2_000  # characters of a rollout that a person is shown
 _ARGS_SCHEMA = {
     "type": "object",
@@ -77,6 +78,8 @@ def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
             "reason": decision.reason,
             "sentence": decision.sentence,
             "answers": [{"answer": answer, "count": len(ids), "rollouts": ids} for answer, _, ids in groups],
+            "kinds": dict(decision.kinds),
+            "reasons": _reasons(case),
             "evidence": decision.evidence,
             "features": dict(decision.features) if decision.features is not None else None,
             "z": dict(decision.z) if decision.z is not None else None,
@@ -95,6 +98,12 @@ def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
         },
         **({} if error is None else {"error": error}),
     }
+
+
+def _reasons(case: Case) -> list[str]:
+    """What the verifier said of the failed answers, without repeats, the latest last."""
+    said = [x.verdict.reason[:_SHOWN] for x in case.failed if x.verdict is not None and x.verdict.reason]
+    return list(dict.fromkeys(said))[-_REASONS:]
 
 
 def _grouped(case: Case) -> list[tuple[str | None, list[str], list[str]]]:

@@ -49,6 +49,7 @@ class Calibration:
         priors: per operator, Beta(alpha, beta) of one attempt rescuing one failure.
         rates: per operator, statistics of the measured rescue rates that its prior stands on; an operator
             without is assumed, not measured.
+        counts: (passes, attempts) by ``evidence.rescue.context_of``, and by that and ``@task``.
 
     Raises:
         CalibrationError: statistics that cannot be: unknown kinds or operators, negative counts or
@@ -61,6 +62,7 @@ class Calibration:
     stats: Stats = field(default_factory=dict)
     priors: Mapping[str, Beta] = field(default_factory=dict)
     rates: Mapping[str, Moments] = field(default_factory=dict)
+    counts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind, features in self.stats.items():
@@ -82,6 +84,10 @@ class Calibration:
         object.__setattr__(self, "stats", frozen)
         object.__setattr__(self, "priors", {op: (float(a), float(b)) for op, (a, b) in self.priors.items()})
         object.__setattr__(self, "rates", dict(self.rates))
+        for key, (passes, tries) in self.counts.items():
+            if not 0 <= passes <= tries < math.inf:
+                raise CalibrationError(f"counts.{key}: {passes} of {tries}; give (passes, attempts)")
+        object.__setattr__(self, "counts", {key: (float(p), float(n)) for key, (p, n) in self.counts.items()})
 
     @classmethod
     def published(cls) -> Calibration:
@@ -244,6 +250,10 @@ class Calibration:
             stats=stats,
             priors=_with_measured({**other.priors, **self.priors}, rates),
             rates=rates,
+            counts={
+                key: (self.counts.get(key, (0, 0))[0] + p, self.counts.get(key, (0, 0))[1] + n)
+                for key, (p, n) in {**dict.fromkeys(self.counts, (0, 0)), **other.counts}.items()
+            },
         )
 
     def to_json(self) -> str:
@@ -256,6 +266,7 @@ class Calibration:
             stats={k: {n: _Stats.of(s) for n, s in fs.items()} for k, fs in self.stats.items()},
             priors=dict(self.priors),
             rates={op: _Stats.of(s) for op, s in self.rates.items()},
+            counts=dict(self.counts),
         )
         return file.model_dump_json(indent=2) + "\n"
 
@@ -280,6 +291,7 @@ class Calibration:
                 {k: {n: s.moments for n, s in fs.items()} for k, fs in file.stats.items()},
                 file.priors,
                 {op: s.moments for op, s in file.rates.items()},
+                file.counts,
             )
         except CalibrationError as error:
             raise CalibrationError(f"{source}: {error}") from error
@@ -338,6 +350,7 @@ class _File(_Strict):
     stats: dict[Evidence, dict[str, _Stats]]
     priors: dict[str, tuple[Annotated[FiniteFloat, Field(gt=0)], Annotated[FiniteFloat, Field(gt=0)]]]
     rates: dict[str, _Stats]
+    counts: dict[str, tuple[FiniteFloat, FiniteFloat]] = {}  # pydantic copies it
 
 
 def _check_stats(field_name: str, stats: Any) -> None:

@@ -2,58 +2,104 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rfx_agent.case import Case, Diagnosis
 from rfx_agent.evidence.agreement import agreement
 from rfx_agent.evidence.calibration import Calibration
 from rfx_agent.evidence.features import pool_features
+from rfx_agent.evidence.kinds import was_cut
 from rfx_agent.evidence.posterior import update
+from rfx_agent.evidence.rescue import belief_in
 from rfx_agent.records import Evidence, Spend
 
-__all__ = ["diagnose_case"]
+__all__ = ["Option", "diagnose_case"]
 
 
-def diagnose_case(case: Case, calibration: Calibration, cost: Mapping[str, Spend]) -> Diagnosis:
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A remedy of the deployment, as far as a diagnosis needs to know it.
+
+    Attributes:
+        bound: the most that one attempt costs, or why it is not available.
+        node: the node of the graph that carries it out.
+        words: what a sentence calls it.
+    """
+
+    bound: Spend | str
+    node: str
+    words: str
+
+
+def diagnose_case(
+    case: Case, calibration: Calibration, options: Mapping[str, Option], *, scored: bool = False
+) -> Diagnosis:
     """What the rollouts of ``case`` say.
 
     Features are the mean over the distinct failed plain draws: a rollout decoded at another temperature, steered, or
-    made by a tool is no draw from the distribution that the features describe.
+    made by a tool is no draw from the distribution that the features describe; one that was cut off is only the
+    beginning of one.
 
     Args:
         case: the step with its judged rollouts.
         calibration: the population that features are scored against, and the priors.
-        cost: per remedy that can be carried out, the most that one attempt may cost.
+        options: the deployment's remedies by name.
+        scored: whether a further draw would come with features of two models.
     """
     draws = case.draws("retry")
-    failed = [r for r in draws if not r.passed]
+    whole = [r for r in draws if not r.passed and not was_cut(r)]
+    failed = case.failed
     evidence: Evidence
-    evidence, features, caveats = pool_features([r.features for r in failed])
+    evidence, features, caveats = pool_features([r.features for r in whole])
     # Only what speaks against the calibration keeps features from routing; a rollout without a table does not.
     against = () if features is None else calibration.caveats(features, evidence)
     z = None if features is None else calibration.z(features, evidence)
+    routable = z is not None and not against
     passed = next((r.id for r in case.rollouts if r.passed), None)
-    remedies = set(calibration.priors) | set(cost)
-    tallies = {op: case.tally(op) for op in sorted(remedies)}
+    last = next(reversed(failed), None)
+    kind, told = (None, False) if last is None else (last.kind, last.told)
+    names = sorted({*(calibration.priors if routable else ()), *options, *(a.remedy for a in case.attempts)})
+    tallies = {name: case.tally(name) for name in names}
+    # What opened the case is no attempt: it failed by selection, not by chance.
+    opened = next((r.remedy for r in case.rollouts), None)
+    beliefs = {
+        name: belief_in(name, calibration, kind=kind, told=told, task=case.step.task, published=routable)
+        for name in names
+    }
+    cost = {name: option.bound for name, option in options.items() if isinstance(option.bound, Spend)}
     return Diagnosis(
         step_id=case.step.id,
         evidence=evidence,
         features=features,
         z=z,
         calibration=calibration.name,
-        routable=z is not None and not against,
+        routable=routable,
         caveats=(*caveats, *against),
         draws=len(draws),
         passes=sum(r.passed for r in draws),
         agreement=agreement([r.answer for r in draws], [r.response_id for r in draws]),
         posterior={
-            op: update(prior, passes=passes, draws=tries) if tries else prior
-            for op, (tries, passes) in tallies.items()
-            for prior in (calibration.prior(op),)
+            name: update(beliefs[name].beta, passes=passes, draws=tries) if tries else beliefs[name].beta
+            for name, (tries, passes) in tallies.items()
         },
-        tried={op: n for op in sorted(remedies) if (n := sum(a.remedy == op for a in case.attempts))},
+        tried={name: n for name in names if (n := sum(a.remedy == name for a in case.attempts))},
         cost=cost,
         passed=passed,
         blocked=case.blocked,
         blocked_by=case.blocked_by,
+        task=case.step.task,
+        kinds=dict(Counter(r.kind for r in failed if r.kind is not None)),
+        kind=kind,
+        told=told,
+        failed={
+            name: n for name, (tries, passes) in tallies.items() if (n := tries - passes - int(name == opened)) > 0
+        },
+        turn=len(case.decisions),
+        nodes={name: options[name].node for name in cost},
+        words={name: options[name].words for name in cost},
+        unavailable={name: option.bound for name, option in options.items() if isinstance(option.bound, str)},
+        measurable=scored and bool(calibration.stats.get("two_model")),
+        prior=next((beliefs[name].said for name in cost), ""),
     )

@@ -34,9 +34,9 @@ METHODS = ("base", "sft", "dpo", "grpo", "ppo", "rloo", "rlvr", "distill", "inst
 def audit(profile: Profile, *, folds: int = 5, repeats: int = 3, bootstraps: int = 30, seed: int = 0) -> dict[str, Any]:
     """Everything that the audit finds, as plain values for JSON.
 
-    ``cells``: regimes per model and task; ``plane``: the features' two main axes; ``clusters``; ``separability`` by
-    ``model`` and post-training ``method``; ``regimes``: stochastic against structural (all other) failures. What
-    cannot be computed from this profile is None, and ``notes`` says why.
+    ``cells``: regimes per model and task, and shares of ``kinds`` where the profile has them; ``plane``: the features'
+    two main axes; ``clusters``; ``separability`` by ``model`` and post-training ``method``; ``regimes``: stochastic
+    against structural (all other) failures. What cannot be computed from this profile is None, and ``notes`` says why.
 
     Args:
         profile: failures with features; regimes need rates of retry and another remedy.
@@ -184,6 +184,8 @@ def _cells(profile: Profile, regime: list[str] | None) -> list[dict[str, Any]]:
             "failures": len(at),
             "rates": {remedy: round(float(rate[at].mean()), 4) for remedy, rate in profile.rates.items()},
         }
+        if profile.kinds:
+            row["kinds"] = {kind: round(float(share[at].mean()), 4) for kind, share in profile.kinds.items()}
         if regime is not None:
             held = [regime[i] for i in at]
             row["regimes"] = {r: held.count(r) for r in REGIMES}

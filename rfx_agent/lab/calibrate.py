@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from rfx_agent.errors import CalibrationError
 from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.rescue import context_of
 from rfx_agent.lab.common import FEATURES, OnBad, ProfileError
 from rfx_agent.lab.logs import LogRow, read_log
 from rfx_agent.lab.profiles import Profile, is_log, read_profile
@@ -32,12 +33,15 @@ class Population:
         model, task: what they are failures of.
         features: per kind of evidence and feature, one value per failure that has that kind.
         rates: per remedy, the share of its attempts that passed, one value per failure on which it was tried.
+        counts: (passes, attempts) by ``evidence.rescue.context_of``, and by that and ``@`` with the task. A profile
+            does not say which attempt followed which kind of failure, so it has none.
     """
 
     model: str
     task: str
     features: Mapping[Evidence, Mapping[str, Floats]]
     rates: Mapping[str, Floats]
+    counts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def failures(self) -> int:
@@ -90,6 +94,9 @@ def populations(source: Profile | Iterable[LogRow]) -> list[Population]:
 def calibrate(population: Population, *, name: str | None = None) -> Calibration:
     """The calibration of one population; ``Calibration.load`` reads what its ``save`` writes.
 
+    Each remedy has a prior by moments of its rates, where they have such; ``counts`` say besides how often it rescued
+    after each kind of failure.
+
     Raises:
         CalibrationError: a population with neither features nor rates.
     """
@@ -105,7 +112,7 @@ def calibrate(population: Population, *, name: str | None = None) -> Calibration
         columns = population.features[kind]
         more = Calibration.from_failures(columns, name=title, pair=pair, task=task, evidence=kind)
         result = result.merge(more)
-    return result
+    return replace(result, counts=population.counts)
 
 
 def merge_all(calibrations: Iterable[Calibration], *, name: str) -> Calibration:
@@ -122,7 +129,7 @@ def merge_all(calibrations: Iterable[Calibration], *, name: str) -> Calibration:
     result, *rest = given
     for other in rest:
         result = result.merge(other, pair=pair, task=task)
-    return Calibration(name, pair, task, result.stats, result.priors, result.rates)
+    return replace(result, name=name, pair=pair, task=task)
 
 
 def intervals(population: Population, *, level: float = 0.95, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -161,6 +168,7 @@ def intervals(population: Population, *, level: float = 0.95, draws: int = 1000,
         "interval": {"level": level, "method": "percentile bootstrap over failures", "draws": draws, "seed": seed},
         "features": features,
         "rates": {remedy: of(rate) for remedy, rate in population.rates.items() if len(rate)},
+        "counts": {key: {"passes": p, "attempts": n, "rate": p / n} for key, (p, n) in population.counts.items()},
     }
 
 
@@ -255,4 +263,17 @@ def _of_rows(key: Key, rows: list[LogRow]) -> Population:
         for remedy in dict.fromkeys(name for name, _ in row.attempts[1:]):
             count, passed = row.tally(remedy)
             tried.setdefault(remedy, []).append(passed / count)
-    return Population(*key, features, {remedy: np.array(rates) for remedy, rates in tried.items()})
+    rates = {remedy: np.array(shares) for remedy, shares in tried.items()}
+    return Population(*key, features, rates, _counts(rows, key[1]))
+
+
+def _counts(rows: list[LogRow], task: str) -> dict[str, tuple[float, float]]:
+    """(passes, attempts) by what was tried after which failure: over all tasks, then for this one."""
+    found: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        for remedy, passed, context in row.after():
+            key = context_of(remedy, context.kind, told=context.told)
+            passes, attempts = found.get(key, (0.0, 0.0))
+            found[key] = (passes + passed, attempts + 1)
+    ordered = {key: found[key] for key in sorted(found)}
+    return ordered | {f"{key}@{task}": tally for key, tally in ordered.items()}

@@ -1,10 +1,10 @@
-"""What the lab's files share: names of remedies and features, bad rows, lines that are read, files that are whole."""
+"""What the lab's files share: names and columns, bad rows, lines that are read, files that are whole."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar, get_args
@@ -12,9 +12,20 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 from rfx_agent.checks import among
 from rfx_agent.errors import RfxError
 from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
-from rfx_agent.records import Evidence
+from rfx_agent.records import Evidence, Kind
 
-__all__ = ["FEATURES", "REMEDIES", "BadRow", "OnBad", "ProfileError", "check_on_bad", "read_lines", "whole_file"]
+__all__ = [
+    "FEATURES",
+    "KINDS",
+    "REMEDIES",
+    "BadRow",
+    "OnBad",
+    "ProfileError",
+    "check_on_bad",
+    "in_columns",
+    "read_lines",
+    "whole_file",
+]
 
 T = TypeVar("T")
 
@@ -22,7 +33,10 @@ REMEDIES = (
     *("retry", "local_temp", "sparse_steer", "sparse_steer_random", "dense_steer", "tool"),
     *("extend", "revise", "delegate", "human"),
 )
-"""Remedies whose measured rates are columns of a profile and of a dataset, in their order there."""
+"""Remedies that come first among the columns of a profile and of a dataset. Any other may follow them."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""How a rollout may fail; ``kind_<kind>`` is the column of its share."""
 
 FEATURES: Mapping[Evidence, tuple[str, ...]] = {"two_model": TWO_MODEL, "one_model": ONE_MODEL}
 """Names of the features of each kind of evidence that has any."""
@@ -47,6 +61,12 @@ class ProfileError(RfxError, ValueError):
         self.row = row
         self.column = column
         super().__init__(message)
+
+
+def in_columns(names: Iterable[str]) -> list[str]:
+    """``names`` without repeats, in the order of their columns: those of ``REMEDIES`` first."""
+    given = dict.fromkeys(names)
+    return [*(name for name in REMEDIES if name in given), *(name for name in given if name not in REMEDIES)]
 
 
 def check_on_bad(on_bad: OnBad) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rfx_agent._extras import need
 from rfx_agent.errors import RfxError
 from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
-from rfx_agent.lab.common import FEATURES, REMEDIES, whole_file
+from rfx_agent.lab.common import FEATURES, KINDS, in_columns, whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]  # ships no stubs
@@ -115,7 +115,8 @@ def write_dataset(
     Args:
         folder: where; it is made if need be.
         rollouts: rows by column name; columns that a row lacks are null.
-        failures: the same. A feature or a remedy that no row has is no column.
+        failures: the same, a remedy's rate under its name, ``<remedy>_attempts`` and ``<remedy>_tokens`` beside it. A
+            feature, a remedy or a kind that no row has is no column.
         provenance: what goes under ``KEY``.
 
     Raises:
@@ -202,8 +203,11 @@ def _failure_schema(pa: Any, rows: Sequence[Mapping[str, Any]]) -> pa.Schema:
     for names in FEATURES.values():  # a profile has all features of a kind or none
         if any(map(there, names)):
             fields += [pa.field(name, pa.float64()) for name in names]
-    for name in REMEDIES:
+    end = "_attempts"
+    for name in in_columns(column.removesuffix(end) for row in rows for column in row if column.endswith(end)):
         if there(name):
             fields += [pa.field(name, pa.float64()), pa.field(f"{name}_attempts", pa.int32(), nullable=False)]
+            fields += [pa.field(f"{name}_tokens", pa.float64())] * there(f"{name}_tokens")
+    fields += [pa.field(f"kind_{kind}", pa.float64()) for kind in KINDS if there(f"kind_{kind}")]
     fields += [pa.field("prompt", pa.string(), nullable=False), pa.field("expected", pa.string())]
     return pa.schema(fields)

@@ -4,30 +4,50 @@
 
     {"schema": 2, "step": "ab12", "model": "qwen", "task": "sums", "evidence": "two_model",
      "features": {"spread": 0.4, "concentration": 2.1, "logit_dispersion": -0.8},
-     "attempts": [["retry", false], ["retry", false], ["tool", true]]}
+     "attempts": [["retry", false], ["revise", false], ["tool", true]],
+     "contexts": [{}, {"kind": "malformed", "told": true, "tokens": 410}, {"kind": "wrong", "tokens": 530}],
+     "kinds": {"malformed": 1, "wrong": 1}}
 
-``attempts`` is in order; its first entry is the candidate whose failure opened the case. Keys that are not named here
-are left alone, so that a log may carry more. Version 0.1 wrote ``"v": 1`` for the schema.
+``attempts`` is in order; its first entry is the candidate whose failure opened the case. ``contexts`` has one entry for
+each: how the answer before it had failed, whether the verifier had said what is wrong with that, and what the attempt
+cost. ``kinds`` counts the failed answers. A log without these two reads as well. Keys that are not named here are left
+alone, so that a log may carry more. Version 0.1 wrote ``"v": 1`` for the schema.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 
 from rfx_agent.case import Case
 from rfx_agent.errors import ConfigError
 from rfx_agent.lab.common import FEATURES, BadRow, OnBad, read_lines
-from rfx_agent.records import REMEDY_NAME, Evidence
+from rfx_agent.records import REMEDY_NAME, Evidence, Kind
 
-__all__ = ["Log", "LogRow", "log_line", "read_log"]
+__all__ = ["Context", "Log", "LogRow", "log_line", "read_log"]
 
 _SCHEMA = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is known of one attempt besides how it ended.
+
+    Attributes:
+        kind: how the last answer before it had failed; None where that is not known.
+        told: whether the verifier had said what is wrong with that answer.
+        tokens: what the attempt cost; None where that is not known.
+    """
+
+    kind: Kind | None = None
+    told: bool = False
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +61,8 @@ class LogRow:
         evidence: what the features were computed from.
         features: by name, or None where there were none.
         attempts: (remedy, passed) in order, the candidate first; repeats of one draw are left out.
+        contexts: of each attempt; empty where nothing of the kind was logged.
+        kinds: how many failed answers were of each kind.
     """
 
     step: str
@@ -49,6 +71,8 @@ class LogRow:
     evidence: Evidence
     features: Mapping[str, float] | None
     attempts: tuple[tuple[str, bool], ...]
+    contexts: tuple[Context, ...] = ()
+    kinds: Mapping[Kind, int] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -57,8 +81,14 @@ class LogRow:
 
     def tally(self, remedy: str) -> tuple[int, int]:
         """(attempts, passes) of ``remedy``, the candidate left out: it failed by selection, not by chance."""
-        after = [passed for name, passed in self.attempts[1:] if name == remedy]
+        after = [passed for name, passed, _ in self.after() if name == remedy]
         return len(after), sum(after)
+
+    def after(self) -> Iterator[tuple[str, bool, Context]]:
+        """(remedy, passed, context) of each attempt that followed the candidate."""
+        known = self.contexts or (Context(),) * len(self.attempts)
+        for (remedy, passed), context in zip(self.attempts[1:], known[1:], strict=True):
+            yield remedy, passed, context
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +114,19 @@ def log_line(case: Case, *, model: str, task: str) -> str:
         raise ConfigError(f"step {case.step.id} has no outcome yet; log a case once it is finished")
     if not model.strip() or not task.strip():
         raise ConfigError(f"model is {model!r}, task is {task!r}; name both, calibrations go by them")
-    seen: set[str] = set()
-    attempts: list[tuple[str, bool]] = []
-    by_round: dict[int, list[bool]] = {}
-    for rollout in case.rollouts:
-        if rollout.verdict is None or rollout.response_id in seen:
-            continue
-        if rollout.response_id is not None:
-            seen.add(rollout.response_id)
-        if rollout.round is None:
-            attempts.append((rollout.remedy, rollout.passed))
-        else:
-            by_round.setdefault(rollout.round, []).append(rollout.passed)
-    for number, attempt in enumerate(case.attempts):
-        attempts += [(attempt.remedy, passed) for passed in by_round.get(number, [])]
-        attempts += [(attempt.remedy, False)] * attempt.misses
+    attempts, kinds = _attempts(case)
     if case.outcome.by == "human" and case.outcome.status in ("human", "rejected"):
-        attempts.append(("human", case.outcome.status == "human"))
+        last = next(reversed(case.failed), None)
+        context = Context() if last is None else Context(last.kind, last.told)
+        attempts.append(("human", case.outcome.status == "human", context))
     diagnosis = case.diagnosis
     evidence: Evidence = "samples" if diagnosis is None else diagnosis.evidence
     features = None if diagnosis is None or diagnosis.features is None else dict(diagnosis.features)
     line = {"schema": _SCHEMA, "step": case.step.id, "model": model, "task": task, "evidence": evidence}
-    return json.dumps(line | {"features": features, "attempts": attempts}, allow_nan=False)
+    line |= {"features": features, "attempts": [(remedy, passed) for remedy, passed, _ in attempts]}
+    if kinds:  # of a case that an older version began, nothing of the kind is known
+        line |= {"contexts": [_said(context) for _, _, context in attempts], "kinds": kinds}
+    return json.dumps(line, allow_nan=False)
 
 
 def read_log(path: str | os.PathLike[str], *, on_bad: OnBad = "raise") -> Log:
@@ -133,6 +154,44 @@ def read_log(path: str | os.PathLike[str], *, on_bad: OnBad = "raise") -> Log:
     return Log(tuple(rows), tuple(bad))
 
 
+def _attempts(case: Case) -> tuple[list[tuple[str, bool, Context]], Counter[Kind]]:
+    """The judged candidates in order, each draw once, and the tries without one; and how many failed in which way."""
+    seen: set[str] = set()
+    attempts: list[tuple[str, bool, Context]] = []
+    kinds = Counter[Kind]()
+    by_round: dict[int, list[bool]] = {}
+    for rollout in case.rollouts:
+        if rollout.verdict is None or rollout.response_id in seen:
+            continue
+        if rollout.response_id is not None:
+            seen.add(rollout.response_id)
+        if rollout.kind is not None:
+            kinds[rollout.kind] += 1
+        if rollout.round is None:
+            attempts.append((rollout.remedy, rollout.passed, Context(tokens=rollout.usage.tokens or None)))
+        else:
+            by_round.setdefault(rollout.round, []).append(rollout.passed)
+    for number, attempt in enumerate(case.attempts):
+        ended = by_round.get(number, []) + [False] * attempt.misses
+        each = round(attempt.tokens / len(ended)) if ended and attempt.tokens else None
+        attempts += [(attempt.remedy, passed, Context(attempt.kind, attempt.told, each)) for passed in ended]
+    return attempts, kinds
+
+
+def _said(context: Context) -> dict[str, object]:
+    """Of ``context``, what is known."""
+    said = {"kind": context.kind, "told": context.told or None, "tokens": context.tokens}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+class _Context(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+    kind: Kind | None = None
+    told: bool = False
+    tokens: NonNegativeInt | None = None
+
+
 class _Line(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -143,6 +202,8 @@ class _Line(BaseModel):
     evidence: Evidence
     features: dict[str, FiniteFloat] | None
     attempts: list[tuple[Annotated[str, Field(pattern=f"^{REMEDY_NAME.pattern}$")], bool]]
+    contexts: list[_Context] = []  # pydantic copies it
+    kinds: dict[Kind, NonNegativeInt] = {}
 
 
 def _parse(line: bytes) -> LogRow | str:
@@ -156,4 +217,8 @@ def _parse(line: bytes) -> LogRow | str:
         wanted = FEATURES.get(parsed.evidence, ())
         if set(features) != set(wanted):
             return f"features: {sorted(features)} for {parsed.evidence} evidence; expected {sorted(wanted)} or null"
-    return LogRow(parsed.step, parsed.model, parsed.task, parsed.evidence, features, tuple(parsed.attempts))
+    attempts = tuple(parsed.attempts)
+    if len(parsed.contexts) not in (0, len(attempts)):
+        return f"contexts: {len(parsed.contexts)} for {len(attempts)} attempts; give one for each, or none"
+    contexts = tuple(Context(x.kind, x.told, x.tokens) for x in parsed.contexts)
+    return LogRow(parsed.step, parsed.model, parsed.task, parsed.evidence, features, attempts, contexts, parsed.kinds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -14,13 +14,12 @@ from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.routing import RoutingRule, route
 from rfx_agent.lab.players import DecidingPlayer, FixedPlayer, LearnedPlayer, MappedPlayer
 from rfx_agent.lab.replay import Cell, Player
-from rfx_agent.policies.base import ROUTES
 from rfx_agent.policies.default import DefaultPolicy
 from rfx_agent.policies.learned import LearnedPolicy
-from rfx_agent.policies.population import REMEDIES
 from rfx_agent.policies.worth import Worth
+from rfx_agent.records import REMEDY_NAME
 
-__all__ = ["NAMES", "ROUND", "Make", "maker", "parse", "worth"]
+__all__ = ["NAMES", "ROUND", "Make", "maker", "parse", "playable", "worth"]
 
 NAMES = ("retry", "paper_rule", "round_robin", "default", "learned")
 """The policies that always exist. ``fixed:OP+OP`` and ``learned:PRICE`` exist beside them."""
@@ -42,7 +41,7 @@ def parse(name: str) -> tuple[str, tuple[str, ...]]:
     kind, _, rest = name.partition(":")
     if name in NAMES:
         return name, ()
-    if kind == "fixed" and rest and all(op in ROUTES for op in rest.split("+")):
+    if kind == "fixed" and rest and all(REMEDY_NAME.fullmatch(op) for op in rest.split("+")):
         return kind, tuple(rest.split("+"))
     if kind == "learned":
         try:
@@ -56,6 +55,11 @@ def parse(name: str) -> tuple[str, tuple[str, ...]]:
     )
 
 
+def playable(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Those of ``NAMES`` that can be played on ``cells``."""
+    return tuple(name for name in NAMES if name != "paper_rule" or all(map(_can_rule, cells)))
+
+
 def maker(name: str, base: LearnedPolicy, depth: int, costs: Mapping[str, float]) -> Make:
     """What makes a fresh player of the policy for a cell and a number of orders."""
     kind, arguments = parse(name)
@@ -64,29 +68,31 @@ def maker(name: str, base: LearnedPolicy, depth: int, costs: Mapping[str, float]
         if arguments:
             # PRICE is that of an attempt of cost 1, in units of a rescue.
             policy = replace(base, worth=worth(costs, rescue=1 / float(arguments[0])))
-        return lambda cell, size: LearnedPlayer(policy, cell.available, size)
+        return lambda cell, size: LearnedPlayer(policy, cell.available, size, cell.remedies)
     if kind == "default":
-        return lambda cell, _: DecidingPlayer(DefaultPolicy(), cell, depth)
+        return lambda cell, _: DecidingPlayer(DefaultPolicy(), cell, depth, costs)
     if kind == "paper_rule":
         return lambda cell, _: MappedPlayer(_ruled(cell))
     wanted = {"retry": ("retry",), "round_robin": ROUND}.get(kind, arguments)
 
     def fixed(cell: Cell, _: int) -> Player:
-        had = tuple(op for op in REMEDIES if cell.available[REMEDIES.index(op)])
-        turns = tuple(op for op in wanted if op in had)
+        turns = tuple(op for op in wanted if op in cell.had)
         if not turns or (kind == "fixed" and len(turns) < len(wanted)):
-            raise ConfigError(f"policy {name!r}: {cell.name} has only {', '.join(had)}")
-        return FixedPlayer(turns)
+            raise ConfigError(f"policy {name!r}: {cell.name} has only {', '.join(cell.had)}")
+        return FixedPlayer(turns, cell.remedies)
 
     return fixed
 
 
 def _ruled(cell: Cell) -> npt.NDArray[np.intp]:
     """The paper's rule, scored over all failures of the cell, its gate left out: the gate needs the rates."""
-    rule = RoutingRule()
-    chosen = route(cell.features, rule)
-    index = np.array([REMEDIES.index(op) for op in chosen.tolist()], dtype=np.intp)
-    if not cell.available[index].all():
-        lacking = sorted({REMEDIES[i] for i in index[~cell.available[index]].tolist()})
+    chosen = route(cell.features, RoutingRule()).tolist()
+    if lacking := sorted({op for op in chosen if op not in cell.had}):
         raise ConfigError(f"paper_rule: nothing was measured of {lacking[0]!r}")
-    return index
+    return np.array([cell.remedies.index(op) for op in chosen], dtype=np.intp)
+
+
+def _can_rule(cell: Cell) -> bool:
+    """Whether the paper's rule can be played: it needs its features of every failure, and all that it may choose."""
+    rule = RoutingRule()
+    return set(rule.operators) <= set(cell.features) and {*rule.operators.values(), rule.fallback} <= set(cell.had)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,24 +11,32 @@ from rfx_agent.budgets.step import Ledger, RetryBudget
 from rfx_agent.case import Diagnosis
 from rfx_agent.evidence.calibration import Calibration
 from rfx_agent.evidence.posterior import update
+from rfx_agent.evidence.rescue import Believed, belief_in
+from rfx_agent.lab.common import FEATURES
 from rfx_agent.lab.replay import Cell, Floats, Ints, Player
 from rfx_agent.policies.base import Policy
 from rfx_agent.policies.learned import LearnedPolicy
 from rfx_agent.policies.population import REMEDIES, hypotheses, predict, weigh
 from rfx_agent.policies.worth import choose
-from rfx_agent.records import Agreement, Spend
+from rfx_agent.records import Agreement, Evidence, Kind, Spend
 
 __all__ = ["DecidingPlayer", "FixedPlayer", "LearnedPlayer", "MappedPlayer"]
 
-_ONE = Spend(attempts=1)
-_BASE = 64 ** np.arange(len(REMEDIES), dtype=np.int64)  # a tries vector as one number; budgets stay below 64
+_BITS = 6  # of a number of failed attempts: budgets stay below 64
+_DIGITS = 8  # so many of them, and a row's number in front of them, are one int64
+_UNIT = 1000  # tokens that a cost of 1 stands for: a ledger counts whole ones
 
 
 class FixedPlayer(Player):
-    """A sequence of remedies, round and round."""
+    """A sequence of remedies, round and round.
 
-    def __init__(self, remedies: tuple[str, ...]) -> None:
-        self._turns = np.array([REMEDIES.index(op) for op in remedies], dtype=np.intp)
+    Args:
+        turns: the sequence.
+        remedies: the cell's.
+    """
+
+    def __init__(self, turns: tuple[str, ...], remedies: tuple[str, ...] = REMEDIES) -> None:
+        self._turns = np.array([remedies.index(op) for op in turns], dtype=np.intp)
 
     def act(self, failures: Ints, tries: npt.NDArray[np.int64]) -> tuple[Ints, Floats]:
         """See ``Player``."""
@@ -45,14 +55,27 @@ class MappedPlayer(Player):
 
 
 class LearnedPlayer(Player):
-    """``LearnedPolicy`` over O orders at once; each starts from the policy's belief and learns on its own."""
+    """``LearnedPolicy`` over O orders at once; each starts from the policy's belief and learns on its own.
 
-    def __init__(self, policy: LearnedPolicy, available: npt.NDArray[np.bool_], orders: int) -> None:
-        self._worlds = hypotheses(policy.prior)
-        self._policy, self._available = policy, available
-        self._evidence = np.repeat(policy.evidence().astype(np.float32)[None], orders, axis=0)
+    Args:
+        policy: what is played.
+        available: which of ``remedies`` can be tried, shape (K,).
+        orders: how many.
+        remedies: the cell's.
+    """
+
+    def __init__(
+        self,
+        policy: LearnedPolicy,
+        available: npt.NDArray[np.bool_],
+        orders: int,
+        remedies: tuple[str, ...] = REMEDIES,
+    ) -> None:
+        self._worlds = hypotheses(policy.prior, remedies)
+        self._policy, self._available, self._remedies = policy, available, remedies
+        self._evidence = np.repeat(policy.evidence(remedies).astype(np.float32)[None], orders, axis=0)
         made = policy.belief.attempts()
-        self._made = np.tile([float(made.get(op, 0)) for op in REMEDIES], (orders, 1))
+        self._made = np.tile([float(made.get(op, 0)) for op in remedies], (orders, 1))
         self._log_prior = self._worlds.log_prior.astype(np.float32)
         self._seen = policy.belief.failures
         self._weights = self._weigh()
@@ -63,20 +86,21 @@ class LearnedPlayer(Player):
 
     def act(self, failures: Ints, tries: npt.NDArray[np.int64]) -> tuple[Ints, Floats]:
         """See ``Player``."""
-        rescue = np.empty((len(failures), len(REMEDIES)))
-        for rows in _groups(tries @ _BASE):
+        rescue = np.empty((len(failures), len(self._remedies)))
+        for rows in _groups(_code(tries)):
             rescue[rows] = predict(self._weights[rows], self._worlds.table(tuple(tries[rows[0]].tolist())))
         untested = (self._made < self._policy.explore) & (tries == 0)
-        chosen = choose(rescue, self._policy.worth, self._available, untested)
+        chosen = choose(rescue, self._policy.worth, self._available, untested, self._remedies)
         return chosen, rescue[np.arange(len(chosen)), chosen]
 
     def learn(self, tries: npt.NDArray[np.int64], by: Ints) -> None:
         """See ``Player``."""
-        for rows in _groups((tries @ _BASE) * (len(REMEDIES) + 1) + by):
+        k = len(self._remedies)
+        for rows in _groups(_code(np.column_stack([tries, by]))):
             first = rows[0]
             self._evidence[rows] += self._worlds.log_likelihood(tuple(tries[first].tolist()), int(by[first]))
         self._made += tries
-        passed = np.flatnonzero(by < len(REMEDIES))
+        passed = np.flatnonzero(by < k)
         self._made[passed, by[passed]] += 1
         self._seen += 1
         self._weights = self._weigh()
@@ -86,14 +110,23 @@ class DecidingPlayer(Player):
     """Any ``Policy``, asked as the graph would, once for each failure and set of failed attempts.
 
     The failed candidate is the one draw so far, the features are the profile's against the built-in calibration, one
-    round is one attempt, and the budget caps attempts only. The policy does not learn.
+    round is one attempt, and the budget caps attempts only. Every answer of a failure fails as its candidate did. What
+    an attempt costs is ``costs``, else the cell's mean tokens where they are known of every remedy, else all cost the
+    same. The policy does not learn.
+
+    Args:
+        policy: what is asked.
+        cell: the failures.
+        depth: attempts per failure, at most.
+        costs: cost of one attempt per remedy, 1 for those left out; none by default.
     """
 
-    def __init__(self, policy: Policy, cell: Cell, depth: int) -> None:
+    def __init__(self, policy: Policy, cell: Cell, depth: int, costs: Mapping[str, float] | None = None) -> None:
         self._policy, self._cell, self._depth = policy, cell, depth
         self._calibration = Calibration.published()
         self._known: dict[tuple[int, tuple[int, ...]], tuple[int, float]] = {}
-        self._cost: dict[str, Spend] = {op: _ONE for op, had in zip(REMEDIES, cell.available, strict=True) if had}
+        self._beliefs: dict[tuple[str, Kind, bool, bool], Believed] = {}
+        self._cost = {op: Spend(attempts=1, tokens=n) for op, n in _tokens(cell, costs or {}).items()}
 
     def act(self, failures: Ints, tries: npt.NDArray[np.int64]) -> tuple[Ints, Floats]:
         """See ``Player``."""
@@ -109,34 +142,77 @@ class DecidingPlayer(Player):
     def _decide(self, failure: int, tried: tuple[int, ...]) -> tuple[int, float]:
         ledger = Ledger(RetryBudget(attempts=self._depth, samples=None, tokens=None, seconds=None, tool_seconds=None))
         decision = self._policy.decide(self.diagnosis(failure, tried), ledger.charge(Spend(attempts=sum(tried))))
-        if decision.remedy not in REMEDIES:
+        if decision.remedy is None or decision.remedy not in self._cost:
             return -1, float("nan")
-        return REMEDIES.index(decision.remedy), decision.expected.get(decision.remedy, float("nan"))
+        at = self._cell.remedies.index(decision.remedy)
+        return at, decision.expected.get(decision.remedy, float("nan"))
 
     def diagnosis(self, failure: int, tried: tuple[int, ...]) -> Diagnosis:
-        """What the graph would know after ``tried``, failed attempts per remedy."""
-        counts = dict(zip(REMEDIES, tried, strict=True))
-        features = {name: float(column[failure]) for name, column in self._cell.features.items()}
-        z = self._calibration.z(features, "two_model")
-        against = self._calibration.caveats(features, "two_model")
-        draws = 1 + counts["retry"]
+        """What the graph would know after ``tried``, failed attempts per remedy of the cell."""
+        counts = {op: n for op, n in zip(self._cell.remedies, tried, strict=True) if n}
+        evidence, features = self._features(failure)
+        z = self._calibration.z(features, evidence)
+        against = self._calibration.caveats(features, evidence)
+        routable = z is not None and not against
+        kind, told = self._cell.before[failure] if self._cell.before else ("wrong", False)
+        draws = 1 + counts.get("retry", 0)
+        names = sorted({*(self._calibration.priors if routable else ()), *self._cost, *counts})
+        beliefs = {op: self._believed(op, kind, told, routable) for op in names}
         return Diagnosis(
             step_id=str(failure),
-            evidence="two_model",
-            features=features or None,
+            evidence=evidence,
+            features=features,
             z=z,
             calibration=self._calibration.name,
-            routable=z is not None and not against,
+            routable=routable,
             caveats=against,
             draws=draws,
             passes=0,
             agreement=Agreement(draws, draws, 1 / draws, 1.0),
             posterior={
-                op: update(self._calibration.prior(op), 0, draws if op == "retry" else counts[op]) for op in REMEDIES
+                op: update(belief.beta, 0, draws if op == "retry" else counts.get(op, 0))
+                for op, belief in beliefs.items()
             },
-            tried={op: n for op, n in counts.items() if n},
+            tried=counts,
             cost=self._cost,
+            kinds={kind: 1 + sum(tried)},
+            kind=kind,
+            told=told,
+            failed=counts,
+            turn=sum(tried),
+            nodes={op: op for op in self._cost},
+            prior=next((beliefs[op].said for op in self._cost), ""),
         )
+
+    def _believed(self, remedy: str, kind: Kind, told: bool, routable: bool) -> Believed:
+        key = (remedy, kind, told, routable)
+        if key not in self._beliefs:
+            self._beliefs[key] = belief_in(remedy, self._calibration, kind=kind, told=told, published=routable)
+        return self._beliefs[key]
+
+    def _features(self, failure: int) -> tuple[Evidence, dict[str, float] | None]:
+        """The better kind of evidence that the cell has, and that failure's features."""
+        for evidence, names in FEATURES.items():
+            if set(names) <= set(self._cell.features):
+                return evidence, {name: float(self._cell.features[name][failure]) for name in names}
+        return "samples", None
+
+
+def _tokens(cell: Cell, costs: Mapping[str, float]) -> dict[str, int]:
+    """What one attempt of each remedy of the cell counts as, in a currency that all of them share."""
+    if not costs and all(op in cell.tokens for op in cell.had):
+        return {op: round(float(cell.tokens[op].mean())) for op in cell.had}
+    return {op: round(_UNIT * costs.get(op, 1.0)) for op in cell.had}
+
+
+def _code(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """One number for each row of ``numbers``, shape (n, K), each in [0, 63]: equal for equal rows alone."""
+    code = np.zeros(len(numbers), dtype=np.int64)
+    for start in range(0, numbers.shape[1], _DIGITS):
+        part = numbers[:, start : start + _DIGITS]
+        rank = np.unique(code, return_inverse=True)[1] if start else code  # small again, so that it fits in front
+        code = (rank << (_BITS * _DIGITS)) + (part << (_BITS * np.arange(part.shape[1]))).sum(axis=1)
+    return code
 
 
 def _groups(codes: npt.NDArray[np.int64]) -> list[Ints]:

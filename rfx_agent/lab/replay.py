@@ -9,11 +9,16 @@ all attempts fail, which is the same on average and varies less. Draws are share
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from rfx_agent.errors import ConfigError
+from rfx_agent.policies.population import REMEDIES
+from rfx_agent.records import Kind
 
 __all__ = ["BINS", "Cell", "Floats", "Ints", "Player", "Tally", "replay"]
 
@@ -29,15 +34,41 @@ class Cell:
 
     Attributes:
         name: the cell.
-        rates: rescue rate per failure and remedy, shape (n, K) in the order of ``REMEDIES``; 0 where not measured.
+        rates: rescue rate per failure and remedy, shape (n, K) in the order of ``remedies``; 0 where not measured.
         available: which remedies were measured, shape (K,).
         features: columns of shape (n,).
+        remedies: the K names; the same for all cells of a source.
+        tokens: per remedy of which they are known, mean tokens of one attempt, shape (n,).
+        before: per failure, how its candidate had failed and whether the verifier had said what is wrong; empty where
+            nothing is known of that, and then each is plainly wrong.
     """
 
     name: str
     rates: Floats
     available: npt.NDArray[np.bool_]
-    features: dict[str, Floats]
+    features: Mapping[str, Floats]
+    remedies: tuple[str, ...] = REMEDIES
+    tokens: Mapping[str, Floats] = field(default_factory=dict)
+    before: tuple[tuple[Kind, bool], ...] = ()
+
+    @property
+    def had(self) -> tuple[str, ...]:
+        """The remedies that were measured, in order."""
+        return tuple(op for op, there in zip(self.remedies, self.available, strict=True) if there)
+
+    def spent(self) -> Floats:
+        """Tokens of one attempt per failure and remedy, shape (n, K); NaN where nothing was measured.
+
+        Raises:
+            ConfigError: a remedy that was measured without its tokens.
+        """
+        if lacking := [op for op in self.had if op not in self.tokens]:
+            raise ConfigError(
+                f"nothing is known of the tokens of {lacking[0]!r} in {self.name}; give the column "
+                f"{lacking[0]}_tokens, or a log whose attempts say what they cost"
+            )
+        nothing = np.full(len(self.rates), np.nan)
+        return np.stack([self.tokens.get(op, nothing) for op in self.remedies], axis=1)
 
     @property
     def hopeless(self) -> npt.NDArray[np.bool_]:
@@ -58,7 +89,7 @@ class Player(ABC):
             tries: failed attempts there, shape (O, K).
 
         Returns:
-            Indices into ``REMEDIES``, -1 to stop; and the probabilities, NaN where the policy has none.
+            Indices into the cell's remedies, -1 to stop; and the probabilities, NaN where the policy has none.
         """
 
     def learn(self, tries: npt.NDArray[np.int64], by: Ints) -> None:  # noqa: B027  # most policies do not learn
@@ -78,6 +109,7 @@ class Tally:
         by_position: rescued by position in the order (learning curve), shape (n, depth).
         by_order: mean over failures per order, shape (orders, depth).
         bins: reliability of the predicted rescue, shape (BINS, 3): weight, sum of predictions, sum of outcomes.
+        in_tokens: per failure and ceiling, chance that an attempt passes that ends within so many tokens, shape (n, C).
     """
 
     orders: int
@@ -88,6 +120,7 @@ class Tally:
     by_position: Floats
     by_order: Floats
     bins: Floats
+    in_tokens: Floats
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -99,10 +132,19 @@ class Tally:
             self.by_position + other.by_position,
             np.concatenate([self.by_order, other.by_order]),
             self.bins + other.bins,
+            self.in_tokens + other.in_tokens,
         )
 
 
-def replay(cell: Cell, player: Player, costs: Floats, depth: int, rng: np.random.Generator, orders: int) -> Tally:
+def replay(
+    cell: Cell,
+    player: Player,
+    costs: Floats,
+    depth: int,
+    rng: np.random.Generator,
+    orders: int,
+    ceilings: Sequence[int] = (),
+) -> Tally:
     """Play ``orders`` orders of the cell.
 
     Args:
@@ -112,8 +154,10 @@ def replay(cell: Cell, player: Player, costs: Floats, depth: int, rng: np.random
         depth: attempts per failure, at most.
         rng: of orders and outcomes; the same state gives the same ones to every policy.
         orders: how many.
+        ceilings: tokens per failure at which rescue is read too; the cell must know what attempts cost.
     """
     n, k = cell.rates.shape
+    most, tokens = np.array(ceilings, dtype=np.float64), cell.spent() if ceilings else np.zeros((n, k))
     order = rng.permuted(np.tile(np.arange(n), (orders, 1)), axis=1)
     out = Tally(
         orders,
@@ -124,6 +168,7 @@ def replay(cell: Cell, player: Player, costs: Floats, depth: int, rng: np.random
         np.zeros((n, depth)),
         np.zeros((orders, depth)),
         np.zeros((BINS, 3)),
+        np.zeros((n, len(most))),
     )
     lanes = np.arange(orders)
     for position in range(n):
@@ -132,6 +177,7 @@ def replay(cell: Cell, player: Player, costs: Floats, depth: int, rng: np.random
         tries = np.zeros((orders, k), dtype=np.int64)
         ended, by = np.zeros_like(tries), np.full(orders, k, dtype=np.intp)
         open_, going, alive = np.ones(orders, bool), np.ones(orders, bool), np.ones(orders)
+        used, within = np.zeros(orders), np.ones((orders, len(most)))
         for b in range(depth):
             # In lock-step: lanes that have stopped are played along and left out.
             chosen, predicted = player.act(at, tries)
@@ -151,10 +197,14 @@ def replay(cell: Cell, player: Player, costs: Floats, depth: int, rng: np.random
             out.rescued[:, b] += np.bincount(at, 1 - alive, n)
             out.by_position[position, b] += (1 - alive).sum()
             out.by_order[:, b] += (1 - alive) / n
+            used += np.where(going, tokens[at, chosen], 0.0)
+            within *= 1 - rate[:, None] * (used[:, None] <= most)
             passed = going & open_ & (luck[:, b] < rate)
             ended[passed], by[passed] = tries[passed], chosen[passed]
             open_ &= ~passed
             tries[lanes[going], chosen[going]] += 1
+        if ceilings:
+            np.add.at(out.in_tokens, at, 1 - within)
         ended[open_] = tries[open_]
         player.learn(ended, by)
     out.attempts = out.attempts.cumsum(axis=1)

@@ -71,7 +71,7 @@ def report(
     whole("report: orders", orders, least=1)
     found = audit(profile, seed=seed) if found is None else found
     replayed = _replay(profile, orders, seed)
-    parts = [_regimes(found), _plane(profile, found, seed), _told(found)]
+    parts = [_regimes(found), *_kinds(found), _plane(profile, found, seed), _told(found)]
     if isinstance(replayed, str):
         parts.append(_section("Policies", f"<p>Not replayed: {svg.escape_text(replayed)}</p>"))
     else:
@@ -87,10 +87,12 @@ def report(
 
 def _replay(profile: Profile, orders: int, seed: int) -> dict[str, Any] | str:
     """The simulation, or why there is none."""
-    from rfx_agent.lab.simulate import NAMES, simulate
+    from rfx_agent.lab.named import playable
+    from rfx_agent.lab.simulate import cells_of, simulate
 
     try:
-        return simulate(profile, (*NAMES, _PRICE), budgets=_BUDGETS, orders=orders, seed=seed).as_dict()
+        names = (*playable(cells_of(profile)), _PRICE)
+        return simulate(profile, names, budgets=_BUDGETS, orders=orders, seed=seed).as_dict()
     except RfxError as error:
         return str(error)
 
@@ -151,6 +153,18 @@ def _regimes(found: Mapping[str, Any]) -> str:
         "failures with a retry rate of exactly one half.</p>"
     )
     return _section("Regimes", text, picture + svg.legend(names, kind="bar"), table)
+
+
+def _kinds(found: Mapping[str, Any]) -> list[str]:
+    """How the rollouts failed, where the profile says it."""
+    cells = [c for c in found["cells"] if "kinds" in c]
+    if not cells:
+        return []
+    kinds = list(cells[0]["kinds"])
+    rows = [[c["cell"], *(f"{c['kinds'][kind]:.1%}" for kind in kinds)] for c in cells]
+    table = _table("Share of failed rollouts by kind", ["cell", *(kind.replace("_", " ") for kind in kinds)], rows)
+    text = "<p>Read off how each rollout ended, never off its reasoning. Mean over the failures of a cell.</p>"
+    return [_section("Kinds of failure", text, "", table)]
 
 
 def _plane(profile: Profile, found: Mapping[str, Any], seed: int) -> str:

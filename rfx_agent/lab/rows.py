@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from rfx_agent.lab.common import ProfileError
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["IDENTIFIERS", "as_number", "by_hand", "number_check", "reasons", "text_check"]
+__all__ = ["IDENTIFIERS", "as_number", "by_hand", "number_check", "reasons", "shares_check", "text_check"]
 
 IDENTIFIERS = ("cell", "model", "task", "problem_id")
 
@@ -28,8 +28,10 @@ def text_check(pl: Any, name: str) -> Any:
     return pl.when(raw.is_null() | (raw == "")).then(pl.lit(f"{name}: missing"))
 
 
-def number_check(pl: Any, name: str, *, rate: bool, count: bool) -> Any:
-    """What is wrong with a number, or null; a rate lies in [0, 1], a count is whole and at least 1."""
+def number_check(pl: Any, name: str, *, rate: bool = False, count: bool = False, amount: bool = False) -> Any:
+    """What is wrong with a number, or null: a rate lies in [0, 1], a count is whole and at least 1, an amount is not
+    negative.
+    """
     raw = pl.col(name).cast(pl.String).str.strip_chars()
     value = as_number(pl, name)
     shown = raw.str.slice(0, 40)
@@ -42,7 +44,16 @@ def number_check(pl: Any, name: str, *, rate: bool, count: bool) -> Any:
     if count:
         odd = (value < 1) | (value != value.round(0)) | (value > 2**53)
         reason = reason.when(odd).then(pl.format("{}: {} is no whole number of at least 1", pl.lit(name), shown))
+    if amount:
+        reason = reason.when(value < 0).then(pl.format("{}: {} is below 0", pl.lit(name), shown))
     return reason
+
+
+def shares_check(pl: Any, names: Sequence[str]) -> Any:
+    """What is wrong with columns that are shares of one whole, or null."""
+    total = pl.sum_horizontal(*(as_number(pl, name) for name in names))
+    text = f"{names[0]}: it and the other shares of kinds add up to more than 1"
+    return pl.when(total > 1 + 1e-6).then(pl.lit(text))
 
 
 def reasons(table: pl.DataFrame, odd: Mapping[int, str]) -> dict[int, str]:

@@ -16,7 +16,12 @@ _EARLY = 50  # failures that count as the time in which a policy still learns
 
 
 def summarise(
-    cell: Cell, tally: Tally, retry: Tally, budgets: Sequence[int], rng: np.random.Generator
+    cell: Cell,
+    tally: Tally,
+    retry: Tally,
+    budgets: Sequence[int],
+    rng: np.random.Generator,
+    ceilings: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Figures of one policy in one cell; see docs/policies.md for each."""
     at, hopeless = np.array(budgets) - 1, cell.hopeless
@@ -26,6 +31,7 @@ def summarise(
     lost = float(attempts[hopeless, -1].sum())
     return {
         "rescue_within": _named(budgets, rescued.mean(axis=0)[at]),
+        "rescue_within_tokens": _named(ceilings, tally.in_tokens.mean(axis=0) / tally.orders),
         "rescue_early": _named(budgets, tally.by_position[:_EARLY].mean(axis=0)[at] / tally.orders),
         "rescue_sd_over_orders": _named(budgets, tally.by_order.std(axis=0)[at]),
         "attempts": total / len(rescued),

@@ -10,17 +10,7 @@ from rfx_agent.case import Decision, Diagnosis
 if TYPE_CHECKING:
     from rfx_agent.budgets.step import Ledger
 
-__all__ = ["ROUTES", "Policy", "draft", "settled"]
-
-ROUTES: dict[str, str] = {
-    "retry": "resample",
-    "local_temp": "resample",
-    "tool": "tool_verify",
-    "sparse_steer": "steer",
-    "sparse_steer_random": "steer",
-    "dense_steer": "steer",
-}
-"""The graph's node for each remedy."""
+__all__ = ["Policy", "draft", "settled"]
 
 
 @runtime_checkable
@@ -70,6 +60,9 @@ def draft(
         features=diagnosis.features,
         z=diagnosis.z,
         posterior=diagnosis.posterior,
+        kinds=diagnosis.kinds,
+        kind=diagnosis.kind,
+        told=diagnosis.told,
         expected={op: p for op, p in (expected or {}).items() if op in diagnosis.cost},
         budget_before=ledger.remaining(),
         **more,

@@ -11,7 +11,8 @@ from rfx_agent.case import Case
 from rfx_agent.checks import number, whole
 from rfx_agent.checks import share as checked_share
 from rfx_agent.errors import ConfigError
-from rfx_agent.policies.base import ROUTES
+from rfx_agent.policies.population import ordered
+from rfx_agent.records import REMEDY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,16 +22,16 @@ __all__ = ["Belief", "History", "seen_in"]
 _VERSION = 1
 
 History: TypeAlias = tuple[tuple[tuple[str, int], ...], str | None]
-"""((remedy, failed attempts), ...) in the order of ``ROUTES``, and the remedy that then passed, or None."""
+"""((remedy, failed attempts), ...) in the order of ``ordered``, and the remedy that then passed, or None."""
 
 
 def _canonical(failed: Mapping[str, int], by: str | None) -> History:
     for remedy in (*failed, *(() if by is None else (by,))):
-        if remedy not in ROUTES:
-            raise ConfigError(f"belief: {remedy!r} is no remedy that can be tried; choose among {', '.join(ROUTES)}")
+        if not isinstance(remedy, str) or not REMEDY_NAME.fullmatch(remedy) or remedy == "human":
+            raise ConfigError(f"belief: {remedy!r} is no remedy that can be tried; give its name, such as 'retry'")
     for remedy, n in failed.items():
         whole(f"belief: failed attempts of {remedy}", n)
-    return tuple((op, failed[op]) for op in ROUTES if failed.get(op)), by
+    return tuple((op, failed[op]) for op in ordered(failed) if failed.get(op)), by
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Belief:
         """With one more failure, from its attempts in order without the candidate; what follows a pass is not read."""
         failed: dict[str, int] = {}
         for remedy, passed in attempts:
-            if remedy not in ROUTES:
+            if remedy == "human":
                 continue  # a person's answer says nothing about the remedies
             if passed:
                 return self.seen(failed, remedy)

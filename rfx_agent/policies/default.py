@@ -1,4 +1,4 @@
-"""The default policy: the paper's gate, the paper's rule where its features hold, and posteriors elsewhere.
+"""The default policy: the paper's gate and rule where its features hold, and the best expected worth elsewhere.
 
 The gate and the rule are those of arXiv 2606.05145. Turning a remedy into a route of an agent graph (a person, a
 tool, a budget) is ours: a hypothesis that the policy lab measures, not the paper's claim.
@@ -11,175 +11,193 @@ from dataclasses import dataclass, field
 
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.case import Decision, Diagnosis, Regime
-from rfx_agent.checks import number, share
-from rfx_agent.errors import ConfigError
+from rfx_agent.checks import number, share, whole
 from rfx_agent.evidence.posterior import mean
 from rfx_agent.evidence.routing import RoutingRule, operator_of
-from rfx_agent.policies.base import ROUTES, draft, settled
+from rfx_agent.policies.base import draft, settled
+from rfx_agent.records import Spend
 
-__all__ = ["DefaultPolicy"]
-
-_WORDS: Mapping[str, str] = {
-    "retry": "another draw",
-    "local_temp": "a draw at a lifted temperature",
-    "tool": "a check with the tool",
-    "sparse_steer": "steering at the junction",
-    "sparse_steer_random": "steering at a random position",
-    "dense_steer": "steering everywhere",
-}
+__all__ = ["DefaultPolicy", "in_one_currency"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DefaultPolicy:
-    """Accept, escalate, resample, or the remedy that the evidence names, in that order.
+    """Accept what passes; else buy the remedy with the best expected worth, as long as one is worth its price.
+
+    Where the features of two models hold inside their calibration, the paper's gate and rule choose: another draw
+    where that passes with more than ``gate``, else the operator that the features ask for. To get such features it
+    draws up to ``draws`` times, if another remedy is available that they could choose. Everywhere else the worth of a
+    remedy is P(rescue) times ``worth`` minus its price, in draws: dollars over dollars where prices are known, else
+    tokens over tokens. Where nothing is worth its price, a person is asked, or the step ends.
 
     Attributes:
         rule: the paper's rule, for features that may route.
         gate: a failure is stochastic when one more draw passes with more than this probability (the paper's 0.5).
         margin: how much better another remedy must be expected to do (the paper's 0.05).
-        floor: below this expected rescue an option is not worth its cost (ours).
-        rounds: most rounds per remedy on one failure (ours); those not named have one. A further round must
-            differ from the last: plain draws have new seeds, a program is written anew.
-        lifted_temperature: decode temperature of ``local_temp``.
+        worth: what a rescue is worth, in draws. At 100, a draw is bought from an expected rescue of 1 % on.
+        draws: failed draws with features that the rule wants to see, the first included (ours).
     """
 
     rule: RoutingRule = field(default_factory=RoutingRule)
     gate: float = 0.5
     margin: float = 0.05
-    floor: float = 0.05
-    rounds: Mapping[str, int] = field(default_factory=lambda: {"retry": 4, "tool": 2})
-    lifted_temperature: float = 1.0
-    version: str = field(default="default/1", init=False)
+    worth: float = 100.0
+    draws: int = 4
+    version: str = field(default="default/2", init=False)
 
     def __post_init__(self) -> None:
-        for name in ("gate", "margin", "floor"):
+        for name in ("gate", "margin"):
             share(f"policy: {name}", getattr(self, name))
-        number("policy: lifted_temperature", self.lifted_temperature, above=0)
-        if unknown := sorted(set(self.rounds) - set(ROUTES)):
-            raise ConfigError(
-                f"policy: rounds names an unknown remedy {unknown[0]!r}; give some of {', '.join(ROUTES)}"
-            )
+        number("policy: worth", self.worth, above=0, unit="draws,")
+        whole("policy: draws", self.draws, least=0)
 
     def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
         """The next route (see the class)."""
         if (decision := settled(self, diagnosis, ledger)) is not None:
             return decision
-        rescue = {op: mean(prior) for op, prior in diagnosis.posterior.items()}
-        untried = [op for op in ROUTES if op in diagnosis.cost and self._left(diagnosis, op)]
-        if not untried:
-            return self._escalate(diagnosis, ledger, rescue, "no_route", "Everything that could help was tried.")
-        options = [op for op in untried if not ledger.shortfall(diagnosis.cost[op])]
+        if not diagnosis.cost:
+            return self._ends(diagnosis, ledger, "no_route", _nothing(diagnosis))
+        options = [name for name in diagnosis.cost if not ledger.shortfall(diagnosis.cost[name])]
         if not options:
-            caps = ledger.shortfall(diagnosis.cost[min(untried, key=lambda op: diagnosis.cost[op].tokens)])
-            return self._escalate(
-                diagnosis, ledger, rescue, f"budget:{caps[0]}", f"The budget has too few {caps[0]} left."
-            )
-        best = max(options, key=lambda op: rescue[op])
-        if rescue[best] < self.floor:
-            return self._escalate(
+            least = min(diagnosis.cost.values(), key=lambda cost: cost.tokens)
+            cap = ledger.shortfall(least)[0]
+            return self._ends(diagnosis, ledger, f"budget:{cap}", f"The budget has too few {cap} left.")
+        rescue = {name: mean(diagnosis.posterior[name]) for name in options}
+        prices = in_one_currency(diagnosis.cost)
+        worth = {name: rescue[name] * self.worth - prices[name] for name in options}
+        best = max(options, key=lambda name: worth[name])
+        if worth[best] < 0:
+            return self._ends(
                 diagnosis,
                 ledger,
-                rescue,
                 "out_of_reach",
-                f"The best option left, {_WORDS[best]}, rescues with {rescue[best]:.0%}, "
-                f"below the floor of {self.floor:.0%}.",
-                regime="out_of_reach",
+                f"{_seen(diagnosis)} The best option left, {_words(diagnosis, best)}, rescues with {rescue[best]:.1%}, "
+                "which is not worth its price.",
+                "out_of_reach",
             )
-        others: list[str] = [op for op in options if op != "retry"]
-        other = max(others, key=lambda op: rescue[op], default=None)
-        structural = (
-            other is not None and rescue["retry"] <= self.gate and rescue[other] - rescue["retry"] >= self.margin
-        )
-        if not structural and "retry" in options:
-            return self._resample(diagnosis, ledger, rescue, other)
-        return self._structural(diagnosis, ledger, rescue, others or options, structural=structural)
+        # The paper's rule chooses among its own remedies. One that it does not know of is taken where it is worth more.
+        ruled = [
+            name for name in options if name in ("retry", "tool", self.rule.fallback, *self.rule.operators.values())
+        ]
+        if best in ruled and self._wants_draws(diagnosis, ruled):
+            sentence = f"{_seen(diagnosis)} Another draw shows what kind of failure this is."
+            return self._decision(diagnosis, ledger, "retry", "evidence:draws", None, sentence)
+        if best in ruled and diagnosis.routable:
+            return self._by_evidence(diagnosis, ledger, rescue, ruled)
+        return self._by_worth(diagnosis, ledger, rescue, prices, worth)
 
-    def _left(self, diagnosis: Diagnosis, remedy: str) -> bool:
-        return diagnosis.tried.get(remedy, 0) < self.rounds.get(remedy, 1)
+    def _wants_draws(self, d: Diagnosis, ruled: list[str]) -> bool:
+        """Whether more draws can change the decision: features may route, and there is something to route to.
 
-    def _resample(self, d: Diagnosis, ledger: Ledger, rescue: Mapping[str, float], other: str | None) -> Decision:
-        against = (
-            "and nothing else is left to try"
-            if other is None
-            else f"and {_WORDS[other]} with {rescue[other]:.0%}, not enough better"
-        )
-        sentence = f"{d.passes} of {d.draws} draws passed: another draw passes with {rescue['retry']:.0%}, {against}."
-        return self._decision(d, ledger, rescue, "resample", "retry", "stochastic", "gate:stochastic", sentence)
+        Draws that show nothing, such as cut ones, are not made up for: the turn bounds them.
+        """
+        few = max(d.draws - d.passes - d.kinds.get("cut", 0), d.turn + 1) < self.draws
+        return d.measurable and few and "retry" in ruled and len(ruled) > 1
 
-    def _structural(
-        self,
-        d: Diagnosis,
-        ledger: Ledger,
-        rescue: Mapping[str, float],
-        options: list[str],
-        *,
-        structural: bool,
-    ) -> Decision:
-        chance = f"{d.passes} of {d.draws} draws passed, another passes with {rescue['retry']:.0%}"
-        asked, why = None, "the features may not route here, so the best expected rescue decides"
-        if d.routable and d.z is not None and all(name in d.z for name in self.rule.operators):
+    def _by_evidence(self, d: Diagnosis, ledger: Ledger, rescue: Mapping[str, float], options: list[str]) -> Decision:
+        """The paper's gate, and its rule."""
+        others = [name for name in options if name != "retry"]
+        other = max(others, key=lambda name: rescue[name], default=None)
+        chance = rescue.get("retry", 0.0)
+        structural = other is not None and chance <= self.gate and rescue[other] - chance >= self.margin
+        if "retry" in options and not structural:
+            against = (
+                "and nothing else is left to try"
+                if other is None
+                else f"and {_words(d, other)} with {rescue[other]:.0%}, not enough better"
+            )
+            sentence = f"{_seen(d)} Another draw passes with {chance:.0%}, {against}."
+            return self._decision(d, ledger, "retry", "gate:stochastic", "stochastic", sentence)
+        asked = None
+        if d.z is not None and all(name in d.z for name in self.rule.operators):
             asked = operator_of(d.z, self.rule)
-            why = f"the rule asks for {_WORDS[asked]}"
-        remedy, reason = self._operator(asked, rescue, options)
-        if asked is not None and remedy != asked:
-            why += f", which is unavailable, so {_WORDS[remedy]} takes its place"
-        sentence = f"{chance}: {why}: {_WORDS[remedy]} ({rescue[remedy]:.0%})."
-        return self._decision(
-            d,
-            ledger,
-            rescue,
-            ROUTES[remedy],
-            remedy,
-            "structural" if structural else "stochastic",
-            reason,
-            sentence,
-            # A sparse stand-in checks the step at the junction; a dense one redoes the whole solution.
-            from_junction=remedy == "local_temp" or (remedy == "tool" and asked == "sparse_steer"),
-        )
+        # The rule names one remedy for a failure. Once that was tried, the posteriors know more than the rule.
+        if asked in options and asked is not None and not d.failed.get(asked):
+            remedy, reason, why = asked, f"rule:{asked}", "the rule asks for it"
+        elif asked is not None and asked not in options and "tool" in options and not d.failed.get("tool"):
+            remedy, reason, why = "tool", f"rule:{asked}>tool", f"the rule asks for {asked}, which is unavailable"
+        else:
+            remedy = max(options, key=lambda name: rescue[name])
+            reason, why = f"rescue:{remedy}", "the best expected rescue"
+        taken = f"{_upper(_words(d, remedy))} ({rescue[remedy]:.0%}): {why}."
+        sentence = f"{_seen(d)} Another draw passes with {chance:.0%}. {taken}"
+        regime: Regime = "structural" if structural else "stochastic"
+        # A sparse stand-in checks the step at the junction; a dense one redoes the whole solution.
+        junction = reason == "rule:sparse_steer>tool"
+        return self._decision(d, ledger, remedy, reason, regime, sentence, from_junction=junction)
 
-    @staticmethod
-    def _operator(asked: str | None, rescue: Mapping[str, float], options: list[str]) -> tuple[str, str]:
-        if asked in options and asked is not None:
-            return asked, f"rule:{asked}"
-        if asked is not None and "tool" in options:
-            return "tool", f"rule:{asked}>tool"
-        best = max(options, key=lambda op: rescue[op])
-        return best, f"rescue:{best}"
-
-    def _escalate(
+    def _by_worth(
         self,
         d: Diagnosis,
         ledger: Ledger,
         rescue: Mapping[str, float],
-        reason: str,
-        sentence: str,
-        regime: Regime | None = None,
+        prices: Mapping[str, float],
+        worth: Mapping[str, float],
     ) -> Decision:
-        return self._decision(d, ledger, rescue, "escalate", "human", regime, reason, sentence)
+        """The best expected worth."""
+        first, *rest = sorted(worth, key=lambda name: -worth[name])
+        against = f" Next best: {_words(d, rest[0])}, {rescue[rest[0]]:.0%}." if rest else ""
+        price = "" if first == "retry" else f" at {prices[first]:.1f} times the price of a draw"
+        prior = f" These rates are {d.prior}." if d.prior else ""
+        sentence = f"{_seen(d)} {_upper(_words(d, first))} rescues with {rescue[first]:.0%}{price}.{against}{prior}"
+        regime: Regime | None = None
+        if d.answered:
+            better = first != "retry" and rescue[first] - rescue.get("retry", 0.0) >= self.margin
+            regime = "structural" if better else "stochastic"
+        return self._decision(d, ledger, first, f"worth:{first}", regime, sentence)
+
+    def _ends(self, d: Diagnosis, ledger: Ledger, reason: str, sentence: str, regime: Regime | None = None) -> Decision:
+        expected = {name: mean(beta) for name, beta in d.posterior.items()}
+        more = {"expected": expected, "regime": regime if d.answered else None}
+        return draft(self, d, ledger, "escalate", "human", reason, sentence, **more)  # type: ignore[arg-type]
 
     def _decision(
         self,
         d: Diagnosis,
         ledger: Ledger,
-        rescue: Mapping[str, float],
-        route: str,
-        remedy: str | None,
-        regime: Regime | None,
+        remedy: str,
         reason: str,
+        regime: Regime | None,
         sentence: str,
         *,
         from_junction: bool = False,
     ) -> Decision:
-        return draft(
-            self,
-            d,
-            ledger,
-            route,
-            remedy,
-            reason,
-            sentence,
-            expected=rescue,
-            regime=regime,
-            temperature=self.lifted_temperature if remedy == "local_temp" else None,
-            from_junction=from_junction,
-        )
+        expected = {name: mean(beta) for name, beta in d.posterior.items()}
+        more = {"regime": regime if d.answered else None, "from_junction": from_junction}
+        node = d.nodes[remedy]
+        return draft(self, d, ledger, node, remedy, reason, sentence, expected=expected, **more)
+
+
+def in_one_currency(costs: Mapping[str, Spend]) -> dict[str, float]:
+    """What one attempt of each remedy costs at most, in draws, in dollars where each model has a price, else in tokens.
+
+    Example:
+        >>> in_one_currency({"retry": Spend(tokens=500), "tool": Spend(tokens=750)})
+        {'retry': 1.0, 'tool': 1.5}
+    """
+    asks = [cost for cost in costs.values() if cost.tokens]
+    paid = bool(asks) and all(cost.usd > 0 for cost in asks)
+    amounts = {name: cost.usd if paid else float(cost.tokens) for name, cost in costs.items()}
+    unit = amounts.get("retry") or min((x for x in amounts.values() if x), default=1.0)
+    return {name: amount / unit for name, amount in amounts.items()}
+
+
+def _seen(d: Diagnosis) -> str:
+    """How the answers so far failed."""
+    kinds = ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in sorted(d.kinds.items(), key=lambda x: -x[1]))
+    total = sum(d.kinds.values())
+    answers = "1 answer" if total == 1 else f"{total} answers"
+    return f"{answers} failed ({kinds})." if kinds else "No answer yet."
+
+
+def _nothing(d: Diagnosis) -> str:
+    why = "; ".join(f"{name}: {reason}" for name, reason in d.unavailable.items())
+    return f"No remedy is available ({why})." if why else "No remedy is available."
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _words(d: Diagnosis, remedy: str) -> str:
+    return d.words.get(remedy, remedy)

@@ -6,7 +6,7 @@ what kind of failure this is, under hypotheses on the population that the outcom
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.case import Case, Decision, Diagnosis, Regime
-from rfx_agent.checks import among, number, whole
-from rfx_agent.policies.base import ROUTES, draft, settled
+from rfx_agent.checks import number, whole
+from rfx_agent.policies.base import draft, settled
 from rfx_agent.policies.belief import Belief, seen_in
-from rfx_agent.policies.population import REMEDIES, PopulationPrior, Tries, hypotheses, predict, weigh
+from rfx_agent.policies.population import PopulationPrior, Tries, hypotheses, ordered, predict, weigh
 from rfx_agent.policies.store import PolicyStore
 from rfx_agent.policies.worth import Worth, choose
 
@@ -40,8 +40,6 @@ class LearnedPolicy:
             without a bound one of them would be taken for certain.
         explore: attempts of a remedy, over all failures, below which it is not given up as not worth its cost; on
             one failure it is then tried once.
-        per_round: attempts that one round of a remedy makes, where it is not 1 (``Recovery.resample_draws``).
-        lifted_temperature: decode temperature of ``local_temp``.
 
     Raises:
         ConfigError: parameters that cannot work.
@@ -52,17 +50,11 @@ class LearnedPolicy:
     prior: PopulationPrior = field(default_factory=PopulationPrior)
     memory: float = 1000.0
     explore: int = 10
-    per_round: Mapping[str, int] = field(default_factory=lambda: {"local_temp": 4})
-    lifted_temperature: float = 1.0
-    version: str = field(default="learned/1", init=False)
+    version: str = field(default="learned/2", init=False)
 
     def __post_init__(self) -> None:
         number("policy: memory", self.memory, above=0, finite=False)
         whole("policy: explore", self.explore)
-        number("policy: lifted_temperature", self.lifted_temperature, above=0)
-        for remedy, n in self.per_round.items():
-            among("policy: a remedy of per_round", remedy, tuple(ROUTES))
-            whole(f"policy: per_round[{remedy!r}]", n, least=1)
 
     def learn(self, case: Case) -> LearnedPolicy:
         """With the outcome of one finished case. The candidate is left out: it failed by selection, not by chance."""
@@ -74,17 +66,20 @@ class LearnedPolicy:
 
     def expected(self, tries: Mapping[str, int]) -> dict[str, float]:
         """Per remedy, the probability that one more attempt rescues a failure on which ``tries`` failed."""
-        counts = tuple(tries.get(op, 0) for op in REMEDIES)
-        rescue = predict(self._weights(), hypotheses(self.prior).table(counts))[0]
-        return {op: float(p) for op, p in zip(REMEDIES, rescue, strict=True)}
+        names = ordered((*self.belief.attempts(), *tries))
+        counts = tuple(tries.get(op, 0) for op in names)
+        worlds = hypotheses(self.prior, names)
+        rescue = predict(self._weights(names), worlds.table(counts))[0]
+        return {op: float(p) for op, p in zip(names, rescue, strict=True)}
 
     def decide(self, diagnosis: Diagnosis, ledger: Ledger) -> Decision:
         """The next route (see the class)."""
         if (decision := settled(self, diagnosis, ledger)) is not None:
             return decision
-        tries = self._tries(diagnosis)
+        tries = dict.fromkeys(diagnosis.cost, 0) | dict(diagnosis.failed)
         rescue = self.expected(tries)
-        had = [op for op in REMEDIES if op in diagnosis.cost]
+        names = tuple(rescue)
+        had = [op for op in names if op in diagnosis.cost]
         if not had:
             sentence = "No remedy is available."
             return draft(self, diagnosis, ledger, "escalate", "human", "no_route", sentence, expected=rescue)
@@ -93,10 +88,10 @@ class LearnedPolicy:
             cap = ledger.shortfall(diagnosis.cost[had[0]])[0]
             sentence = f"The budget has too few {cap} left."
             return draft(self, diagnosis, ledger, "escalate", "human", f"budget:{cap}", sentence, expected=rescue)
-        available = np.array([op in options for op in REMEDIES])
+        available = np.array([op in options for op in names])
         made = self.belief.attempts()
-        untested = np.array([[made.get(op, 0) < self.explore and not tries.get(op, 0) for op in REMEDIES]])
-        chosen = int(choose(np.array([[rescue[op] for op in REMEDIES]]), self.worth, available, untested)[0])
+        untested = np.array([[made.get(op, 0) < self.explore and not tries.get(op, 0) for op in names]])
+        chosen = int(choose(np.array([list(rescue.values())]), self.worth, available, untested, names)[0])
         failed = sum(tries.values())
         so_far = f"{failed} attempts failed" if failed != 1 else "1 attempt failed"
         if chosen < 0:
@@ -111,9 +106,9 @@ class LearnedPolicy:
                 "not_worth",
                 sentence,
                 expected=rescue,
-                regime="out_of_reach",
+                regime="out_of_reach" if diagnosis.answered else None,
             )
-        remedy = REMEDIES[chosen]
+        remedy = names[chosen]
         sentence = (
             f"{so_far}: {remedy} rescues with {rescue[remedy]:.0%}, the best for its cost, "
             f"going by {self.belief.failures:g} failures before."
@@ -124,39 +119,34 @@ class LearnedPolicy:
             self,
             diagnosis,
             ledger,
-            ROUTES[remedy],
+            diagnosis.nodes[remedy],
             remedy,
             f"learned:{remedy}",
             sentence,
             expected=rescue,
-            regime=regime,
-            temperature=self.lifted_temperature if remedy == "local_temp" else None,
+            regime=regime if diagnosis.answered else None,
         )
 
-    def _tries(self, d: Diagnosis) -> dict[str, int]:
-        """Failed attempts per remedy. The first draw opened the case, so it is no attempt."""
-        tries: dict[str, int] = {"retry": max(0, d.draws - d.passes - 1)}
-        for op in REMEDIES:
-            if op != "retry" and (rounds := d.tried.get(op, 0)):
-                tries[op] = rounds * self.per_round.get(op, 1)
-        return tries
+    def evidence(self, remedies: Iterable[str] = ()) -> npt.NDArray[np.float64]:
+        """Log-likelihood of everything in the belief under each hypothesis of the prior, shape (H,).
 
-    def evidence(self) -> npt.NDArray[np.float64]:
-        """Log-likelihood of everything in the belief under each hypothesis of the prior, shape (H,)."""
-        return _evidence(self.belief, self.prior)
+        Args:
+            remedies: names that the hypotheses know besides those of the belief.
+        """
+        return _evidence(self.belief, self.prior, ordered((*self.belief.attempts(), *remedies)))
 
-    def _weights(self) -> npt.NDArray[np.floating]:
+    def _weights(self, remedies: tuple[str, ...]) -> npt.NDArray[np.floating]:
         share = min(1.0, self.memory / max(self.belief.failures, 1.0))
-        return weigh(hypotheses(self.prior).log_prior + self.evidence() * share)[None]
+        return weigh(hypotheses(self.prior, remedies).log_prior + self.evidence(remedies) * share)[None]
 
 
 @lru_cache(maxsize=32)
-def _evidence(belief: Belief, prior: PopulationPrior) -> npt.NDArray[np.float64]:
+def _evidence(belief: Belief, prior: PopulationPrior, remedies: tuple[str, ...]) -> npt.NDArray[np.float64]:
     """Log-likelihood of everything in ``belief`` under each hypothesis, shape (H,)."""
-    worlds = hypotheses(prior)
+    worlds = hypotheses(prior, remedies)
     total = np.zeros(worlds.size)
     for (failed, by), n in belief.histories.items():
         counts: dict[str, int] = dict(failed)
-        tries: Tries = tuple(counts.get(op, 0) for op in REMEDIES)
-        total += n * worlds.log_likelihood(tries, len(REMEDIES) if by is None else REMEDIES.index(by))
+        tries: Tries = tuple(counts.get(op, 0) for op in remedies)
+        total += n * worlds.log_likelihood(tries, len(remedies) if by is None else remedies.index(by))
     return total

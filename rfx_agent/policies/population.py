@@ -14,25 +14,36 @@ on it: ``tries``. The probability of that, and of a success right after it, is a
 
 from __future__ import annotations
 
+import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from rfx_agent.checks import number, whole
-from rfx_agent.policies.base import ROUTES
 
-__all__ = ["REMEDIES", "Hypotheses", "PopulationPrior", "RemedyPrior", "Tries", "hypotheses", "predict", "weigh"]
+__all__ = [
+    "REMEDIES",
+    "Hypotheses",
+    "PopulationPrior",
+    "RemedyPrior",
+    "Tries",
+    "hypotheses",
+    "ordered",
+    "predict",
+    "weigh",
+]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Tries: TypeAlias = tuple[int, ...]
-"""Failed attempts per remedy on one failure, in the order of ``REMEDIES``."""
+"""Failed attempts per remedy on one failure, in the order of the hypotheses' remedies."""
 
-REMEDIES: tuple[str, ...] = tuple(ROUTES)
+REMEDIES: tuple[str, ...] = ("retry", "local_temp", "tool", "sparse_steer", "sparse_steer_random", "dense_steer")
+"""The remedies that the prior was chosen on. Any other has the prior of one that nothing is known of."""
 
 _DEEPEST = 24  # failed attempts of one remedy that are told apart; more say nothing new
 _KEPT = 2048  # tables kept, about 14 KiB each with 256 hypotheses
@@ -57,13 +68,21 @@ class RemedyPrior:
     strength_sd: float = 0.5
 
 
+# Nothing is published of the tool: nearly anything is possible, and nearly on its own.
+_ANYTHING = RemedyPrior(0.0, 1.5, 1.0, 0.7)
+
+
+def ordered(remedies: Iterable[str]) -> tuple[str, ...]:
+    """``remedies`` and those of ``REMEDIES``, which come first; the same for every order in which they are given."""
+    return (*REMEDIES, *sorted(set(remedies) - set(REMEDIES)))
+
+
 def _remedies() -> Mapping[str, RemedyPrior]:
     alike = RemedyPrior()
     return {
         **dict.fromkeys(REMEDIES, alike),
         "dense_steer": RemedyPrior(0.0, 0.45, 0.9, 0.7),
-        # Nothing is published of the tool: nearly anything is possible, and nearly on its own.
-        "tool": RemedyPrior(0.0, 1.5, 1.0, 0.7),
+        "tool": _ANYTHING,
     }
 
 
@@ -74,7 +93,7 @@ class PopulationPrior:
     Attributes:
         centre, centre_sd: mean and standard deviation of μ, in logits.
         spread, spread_sd: median of τ and standard deviation of log τ.
-        remedies: per remedy, its prior.
+        remedies: per remedy, its prior; nearly anything is possible of one that is not named.
         size: number of hypotheses H. A quarter of them are wild: their offsets spread by at least ``wild_sd``.
         wild_sd: standard deviation of a_k among the wild.
         wild_odds: log-weight of a wild hypothesis against another. Low, so that they cost nothing where remedies are
@@ -115,7 +134,8 @@ class PopulationPrior:
 class Hypotheses:
     """H drawn populations, with the tables that decisions read. Immutable but for its cache; use ``hypotheses``."""
 
-    def __init__(self, prior: PopulationPrior) -> None:
+    def __init__(self, prior: PopulationPrior, remedies: tuple[str, ...] = REMEDIES) -> None:
+        self.remedies = remedies
         z = _normals(prior.seed, 0, (prior.size, 2))
         centre = prior.centre + prior.centre_sd * z[:, 0]
         spread = prior.spread * np.exp(prior.spread_sd * z[:, 1])
@@ -126,10 +146,11 @@ class Hypotheses:
         self.log_prior: Floats = np.where(wild, prior.wild_odds, 0.0)
         logits = centre[:, None] + spread[:, None] * x
         alpha, kappa = [], []
-        for k, name in enumerate(REMEDIES):
-            own = prior.remedies.get(name, RemedyPrior())
+        for name in remedies:
+            own = prior.remedies.get(name, _ANYTHING)
             # A stream for each remedy: adding one leaves the others' draws as they are.
-            u = _normals(prior.seed, 1 + k, (prior.size, 2))
+            stream = 1 + REMEDIES.index(name) if name in REMEDIES else 1000 + zlib.crc32(name.encode())
+            u = _normals(prior.seed, stream, (prior.size, 2))
             sd = np.where(wild, max(own.offset_sd, prior.wild_sd), own.offset_sd)
             m = 1 / (1 + np.exp(-(logits + (own.offset + sd * u[:, 0])[:, None])))
             strength = own.strength * np.exp(own.strength_sd * u[:, 1:])
@@ -176,10 +197,10 @@ class Hypotheses:
         return column
 
 
-@cache
-def hypotheses(prior: PopulationPrior) -> Hypotheses:
-    """The hypotheses of ``prior``, drawn once per process."""
-    return Hypotheses(prior)
+@lru_cache(maxsize=32)
+def hypotheses(prior: PopulationPrior, remedies: tuple[str, ...] = REMEDIES) -> Hypotheses:
+    """The hypotheses of ``prior`` for ``remedies`` (see ``ordered``), drawn once per process."""
+    return Hypotheses(prior, remedies)
 
 
 def predict(weights: npt.NDArray[np.floating], table: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from rfx_agent.checks import number, share
 from rfx_agent.errors import ConfigError
-from rfx_agent.policies.base import ROUTES
 from rfx_agent.policies.population import REMEDIES
+from rfx_agent.records import REMEDY_NAME
 
 __all__ = ["Worth", "choose"]
 
@@ -20,8 +20,8 @@ __all__ = ["Worth", "choose"]
 class Worth:
     """What outcomes are worth and attempts cost, in one unit of the deployment's choice (cents, say).
 
-    The defaults price a rescue at twenty attempts and let a person break even, so that an attempt pays from an
-    expected rescue of 5 % on: the floor of the default policy. They are a start, not a measurement.
+    The defaults price a rescue at a hundred attempts and let a person break even, so that an attempt pays from an
+    expected rescue of 1 % on, as in the default policy. They are a start, not a measurement.
 
     Attributes:
         rescue: worth of an answer that passes.
@@ -32,10 +32,10 @@ class Worth:
         answered: share of escalated cases that they answer.
     """
 
-    rescue: float = 20.0
+    rescue: float = 100.0
     attempt: Mapping[str, float] = field(default_factory=dict)
     otherwise: float = 1.0
-    minute: float = 1.0
+    minute: float = 5.0
     minutes: float = 10.0
     answered: float = 0.5
 
@@ -44,8 +44,8 @@ class Worth:
         for name, value in (*amounts.items(), *((f"attempt[{op!r}]", c) for op, c in self.attempt.items())):
             number(f"worth: {name}", value, least=0)
         share("worth: answered", self.answered)
-        if unknown := [op for op in self.attempt if op not in ROUTES]:
-            raise ConfigError(f"worth: attempt names {unknown[0]!r}; choose among {', '.join(ROUTES)}")
+        if unknown := [op for op in self.attempt if not REMEDY_NAME.fullmatch(op) or op == "human"]:
+            raise ConfigError(f"worth: attempt names {unknown[0]!r}; give remedies' names, such as 'retry'")
         object.__setattr__(self, "attempt", dict(self.attempt))
 
     def __hash__(self) -> int:
@@ -61,9 +61,9 @@ class Worth:
         """What a rescue is worth over an escalation; where it is not positive, a person is always the better choice."""
         return self.rescue - self.escalation
 
-    def costs(self) -> npt.NDArray[np.float64]:
-        """Cost of one attempt per remedy, shape (K,), in the order of ``ROUTES``."""
-        return np.array([self.attempt.get(op, self.otherwise) for op in REMEDIES])
+    def costs(self, remedies: Sequence[str] = REMEDIES) -> npt.NDArray[np.float64]:
+        """Cost of one attempt of each of ``remedies``, shape (K,)."""
+        return np.array([self.attempt.get(op, self.otherwise) for op in remedies])
 
 
 def choose(
@@ -71,6 +71,7 @@ def choose(
     worth: Worth,
     available: npt.NDArray[np.bool_],
     untested: npt.NDArray[np.bool_] | None = None,
+    remedies: Sequence[str] = REMEDIES,
 ) -> npt.NDArray[np.intp]:
     """The remedy with the best expected rescue per cost, or -1 where none is worth its cost.
 
@@ -83,11 +84,12 @@ def choose(
         worth: what it is worth.
         available: which remedies can be tried, shape (K,).
         untested: which remedies the outcomes so far say too little of, shape (n, K); none by default.
+        remedies: the K names.
 
     Returns:
-        Shape (n,), indices into ``ROUTES``; of equals the first.
+        Shape (n,), indices into ``remedies``; of equals the first.
     """
-    costs = worth.costs()
+    costs = worth.costs(remedies)
     if worth.gain <= 0:
         return np.full(len(rescue), -1, dtype=np.intp)
     pays = available & (rescue * worth.gain >= costs)

@@ -6,66 +6,78 @@ A remedy is a flow: the case goes in, and comes out with new rollouts that nobod
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from rfx_agent.budgets.step import Price
 from rfx_agent.case import Attempt, Case
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow, Reply, TimedOut
 from rfx_agent.engine.run import Purchase, Run
 from rfx_agent.errors import CircuitOpen, SamplerError, SamplerTimeout
 from rfx_agent.events import Sampled
-from rfx_agent.records import Rollout, SampleResult, Spend, Usage
+from rfx_agent.ports import Sampler
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, Spend, Usage
 
-__all__ = ["ask_model", "before_junction", "candidates", "seed_of"]
+__all__ = ["NO_MODEL", "Asked", "ask_model", "asking", "before_junction", "candidates", "seed_of"]
+
+NO_MODEL = "there is no model to ask"
 
 
-def candidates(
-    run: Run,
-    case: Case,
-    remedy: str,
-    wanted: int,
-    call: Callable[[int], Call],
-    temperature: float,
-    each: Spend,
-    prefix: str = "",
-    *,
-    model: str,
-    blocks: bool = True,
-    normal: bool = False,
-) -> Flow[Case]:
-    """Ask for as many of ``wanted`` candidates, each at most ``each``, as the budget can pay for; take in what came."""
-    each += Spend(attempts=1)
-    n = case.ledger.affordable(each, most=wanted)
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model that a remedy asks, and what that takes.
+
+    Attributes:
+        call: asks for a number of completions.
+        name: of the model.
+        each: the most that one completion costs.
+        price: of the model's tokens; by default the deployment's.
+        blocks: whether nothing can be asked any more when this model cannot be reached. A second model or a steerer
+            blocks nothing: others may help.
+        normal: whether this is the step's first draw.
+        elsewhere: whether it is another model than the deployment's.
+    """
+
+    call: Callable[[int], Call]
+    name: str
+    each: Spend
+    price: Price | None = None
+    blocks: bool = True
+    normal: bool = False
+    elsewhere: bool = False
+
+
+def asking(sampler: Sampler, request: SampleRequest, each: Spend, **more: object) -> Asked:
+    """``sampler``, to be asked for ``request``."""
+
+    def call(n: int) -> Call:
+        return Call(sampler.sample, sampler.asample, (replace(request, n=n),))
+
+    return Asked(call, sampler.name, each, **more)  # type: ignore[arg-type]  # fields of Asked
+
+
+def candidates(run: Run, case: Case, remedy: str, wanted: int, asked: Asked) -> Flow[Case]:
+    """Ask for as many of ``wanted`` candidates as the budget can pay for; take in what came."""
+    asked = replace(asked, each=asked.each + Spend(attempts=1))
+    n = case.ledger.affordable(asked.each, most=wanted)
     if n == 0:
-        caps = ", ".join(run.short(case, "sample", each))
-        return case.add((), Attempt(remedy, wanted, note=f"the budget cannot pay for a draw: {caps}"))
+        caps = ", ".join(run.short(case, "sample", asked.each))
+        return case.add((), Attempt(remedy, 0, note=f"the budget cannot pay for a draw: {caps}"))
     before = case.ledger.spent.tokens
-    case, rollouts, failure = yield from ask_model(
-        run, case, call(n), remedy, each, n, model=model, blocks=blocks, normal=normal
+    request = asked.call(n).args[-1]
+    case, rollouts, failure = yield from ask_model(run, case, remedy, n, asked)
+    start_ = len(request.prefix or "")
+    made = tuple(
+        replace(x, remedy=remedy, temperature=request.temperature, start=x.start or start_) for x in rollouts[:n]
     )
-    start_ = len(prefix)
-    made = tuple(replace(x, remedy=remedy, temperature=temperature, start=x.start or start_) for x in rollouts[:n])
     note = failure or (f"{len(made)} of {n} came back" if len(made) < n else "")
     tokens = case.ledger.spent.tokens - before
     return case.add(made, Attempt(remedy, n, len(made), tokens=tokens, note=note))
 
 
-def ask_model(
-    run: Run,
-    case: Case,
-    call: Call,
-    remedy: str,
-    each: Spend,
-    n: int,
-    *,
-    model: str,
-    blocks: bool = True,
-    normal: bool = False,
-) -> Flow[tuple[Case, tuple[Rollout, ...], str]]:
-    """Ask for ``n`` completions that cost at most ``each``; with the rollouts, why there is none, or "".
-
-    A sampler that cannot be reached blocks the case. A steerer does not: others may help.
-    """
+def ask_model(run: Run, case: Case, remedy: str, n: int, asked: Asked) -> Flow[tuple[Case, tuple[Rollout, ...], str]]:
+    """Ask for ``n`` completions; with the rollouts, why there is none, or ""."""
+    call, model, each = asked.call(n), asked.name, asked.each
     cost, request = each.times(n), call.args[-1]
     tag, heat = f"retry:attempt:{len(case.attempts) + 1}", getattr(request, "temperature", None)
 
@@ -74,10 +86,11 @@ def ask_model(
         if isinstance(reply.error, TimedOut):
             return replace(cost, seconds=reply.seconds)
         if reply.error is not None:
-            return _failed_call(run, cost, reply)
+            return _failed_call(run, cost, reply, asked.price)
         made = len(reply.value.rollouts)
         attempts = min(made, n) if each.attempts else 0
-        spent = costs.of_usage(run, reply.value.usage, samples=made, seconds=reply.seconds)
+        usage = reply.value.usage
+        spent = costs.of_usage(run, usage, samples=made, seconds=reply.seconds, price=asked.price)
         return spent + Spend(attempts=attempts, asked=1)
 
     def read(reply: Reply) -> tuple[SampleResult, str]:
@@ -107,7 +120,8 @@ def ask_model(
             price=price,
             model=model,
             tell=tell,
-            normal=normal,
+            normal=asked.normal,
+            elsewhere=asked.elsewhere,
         ),
     )
     if paid.refused:
@@ -118,7 +132,7 @@ def ask_model(
     if paid.replayed and request.want_logprobs and result.rollouts:
         case = case.note("draws of a run that was interrupted come back without their log-probabilities")
     if failure:
-        case = replace(case, blocked=failure, blocked_by=_blocks(reply.error)) if blocks else case.note(failure)
+        case = replace(case, blocked=failure, blocked_by=_blocks(reply.error)) if asked.blocks else case.note(failure)
     return case, result.rollouts, failure
 
 
@@ -133,7 +147,7 @@ def before_junction(case: Case) -> str:
     return next((x.text[: x.junction] for x in case.draws() if not x.passed and x.junction), "")
 
 
-def _failed_call(run: Run, cost: Spend, reply: Reply) -> Spend:
+def _failed_call(run: Run, cost: Spend, reply: Reply, price: Price | None) -> Spend:
     """What a request costs that brought nothing.
 
     If the server sent a status, it did no work: only its calls count. Else its cost is not known: all that was reserved
@@ -142,7 +156,7 @@ def _failed_call(run: Run, cost: Spend, reply: Reply) -> Spend:
     usage, status = costs.reported(reply.error), getattr(reply.error, "status", None)
     if usage.calls and status is None:
         return replace(cost, attempts=0, seconds=reply.seconds, calls=usage.calls, asked=1)
-    return costs.of_usage(run, usage, seconds=reply.seconds) + Spend(asked=1)
+    return costs.of_usage(run, usage, seconds=reply.seconds, price=price) + Spend(asked=1)
 
 
 def _blocks(error: Exception | None) -> str:

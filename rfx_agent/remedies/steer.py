@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from rfx_agent.case import Attempt, Case
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow
 from rfx_agent.engine.run import Run
-from rfx_agent.records import SampleRequest
-from rfx_agent.remedies.base import candidates, seed_of
+from rfx_agent.ports import Remedy
+from rfx_agent.records import Rollout, SampleRequest, Spend
+from rfx_agent.remedies.base import Asked, candidates, seed_of
 
-__all__ = ["steer"]
+__all__ = ["Steer"]
+
+_WORDS = {
+    "local_temp": "a draw at a lifted temperature",
+    "sparse_steer": "steering at the junction",
+    "sparse_steer_random": "steering at a random position",
+    "dense_steer": "steering everywhere",
+}
 
 
-def steer(run: Run, case: Case) -> Flow[Case]:
-    """Decode again with the decision's operator applied to a failed draw's junction."""
-    operator, steerer = case.decision.remedy or "dense_steer", run.settings.steerer
-    # A candidate from outside has no table, so the junction is another draw's.
-    failed = min((x for x in case.draws() if not x.passed), key=lambda x: x.junction is None, default=None)
-    if steerer is None or failed is None:
-        note = "there is nothing to steer, or nothing to steer with"
-        return case.add((), Attempt(operator, note=note))
+@dataclass(frozen=True)
+class Steer(Remedy):
+    """One operator of ``Recovery.steerer``, applied at the junction of a failed draw.
 
-    def call(n: int) -> Call:
-        request = SampleRequest(case.step.messages, n, run.temperature, run.settings.max_tokens, seed_of(run, case))
-        return Call(steerer.steer, steerer.asteer, (case.step, operator, failed, request))
+    Attributes:
+        operator: among those that the steerer offers; also the remedy's name.
+    """
 
-    each = costs.of_steering(run, case, failed)
-    heat = run.temperature
-    return (yield from candidates(run, case, operator, 1, call, heat, each, model=steerer.name, blocks=False))
+    operator: str
+    name: str = field(default="", init=False)
+    node: str = field(default="steer", init=False)
+    words: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.operator)
+        object.__setattr__(self, "words", _WORDS.get(self.operator, self.operator))
+        if self.operator == "local_temp":  # a draw, whoever makes it
+            object.__setattr__(self, "node", "resample")
+
+    def bound(self, run: Run, case: Case) -> Spend | str:
+        """See ``Remedy``."""
+        failed = _site(case)
+        if run.settings.steerer is None or failed is None:
+            return "there is nothing to steer, or nothing to steer with"
+        return self._each(run, case, failed) + Spend(attempts=1)
+
+    def attempt(self, run: Run, case: Case) -> Flow[Case]:
+        """See ``Remedy``."""
+        steerer, failed = run.settings.steerer, _site(case)
+        if steerer is None or failed is None:
+            note = "there is nothing to steer, or nothing to steer with"
+            return case.add((), Attempt(self.name, note=note))
+        request = SampleRequest(case.step.messages, 1, run.temperature, run.settings.max_tokens, seed_of(run, case))
+
+        def call(_: int) -> Call:
+            return Call(steerer.steer, steerer.asteer, (case.step, self.operator, failed, request))
+
+        asked = Asked(call, steerer.name, self._each(run, case, failed), blocks=False)
+        return (yield from candidates(run, case, self.name, 1, asked))
+
+    @staticmethod
+    def _each(run: Run, case: Case, failed: Rollout) -> Spend:
+        """Each of the two models reads the draw at most twice: once to find the junction, once up to where it is kept.
+        Their tokens are priced as the sampler's."""
+        read = 4 * (costs.prompt_tokens(case) + len(failed.text.encode(errors="replace")))
+        calls = run.settings.steerer.max_calls if run.settings.steerer is not None else 1
+        return costs.of_completion(run, read, calls=calls)
+
+
+def _site(case: Case) -> Rollout | None:
+    """The failed draw to steer. A candidate from outside has no table, so the junction is another draw's."""
+    return min((x for x in case.draws() if not x.passed), key=lambda x: x.junction is None, default=None)

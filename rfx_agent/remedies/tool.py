@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+from rfx_agent import ports
 from rfx_agent.case import Attempt, Case
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow, Reply, TimedOut
@@ -9,67 +12,79 @@ from rfx_agent.engine.run import Purchase, Run
 from rfx_agent.errors import ToolError, ToolInputError
 from rfx_agent.events import ToolRan
 from rfx_agent.records import Message, Rollout, SampleRequest, Spend, ToolResult
-from rfx_agent.remedies.base import ask_model, before_junction, seed_of
+from rfx_agent.remedies.base import NO_MODEL, ask_model, asking, before_junction, seed_of
 
-__all__ = ["tool_verify"]
+__all__ = ["Tool"]
 
 _GRACE = 1.0  # seconds that a tool may take to stop its own run
 
 
-def tool_verify(run: Run, case: Case) -> Flow[Case]:
-    """Let the model drive the tool from the original prompt, and take its result for a candidate like any other.
+@dataclass(frozen=True)
+class Tool(ports.Remedy):
+    """The model drives a tool from the original prompt; the tool's result is a candidate like any other.
 
     An input that fails is shown to the model once, with its error. No failed answer is ever shown.
+
+    Attributes:
+        tool: a program's sandbox, a LangChain tool, or any ``rfx_agent.ports.Tool``.
     """
-    tool = run.settings.tool
-    if tool is None or run.sampler is None:
-        return case.add((), Attempt("tool", note="there is no tool, or no model to drive it"))
-    before = case.ledger.spent.tokens
-    prefix = before_junction(case) or None if case.decision.from_junction else None
-    messages = tool.prompt(case.step, prefix=prefix)
-    result = ToolResult(None)
-    for turn in range(2):
-        case, text = yield from _ask_tool(run, case, messages, Spend(attempts=1 - turn))
-        if text is None:  # the model could not be asked, or asking again cannot be paid for
-            break
-        case, source, result = yield from _run_tool(run, case, text)
-        if result.answer is not None:
-            break
-        messages = tool.repair(case.step, source, result)
-    made = () if result.answer is None else (Rollout(text=result.answer, remedy="tool"),)
-    failed = result.error is not None and not made
-    cost, note = case.ledger.spent.tokens - before, (result.error or "")[:300]
-    return case.add(made, Attempt("tool", 1, len(made), misses=int(failed), tokens=cost, note=note))
+
+    tool: ports.Tool
+    name: str = field(default="tool", init=False)
+    node: str = field(default="tool_verify", init=False)
+    words: str = field(default="a check with the tool", init=False)
+
+    def __post_init__(self) -> None:
+        adopted = ports.adopted(ports.Tool, self.tool, where="Tool: tool")  # type: ignore[type-abstract]
+        object.__setattr__(self, "tool", adopted)
+
+    def bound(self, run: Run, case: Case) -> Spend | str:
+        """See ``Remedy``."""
+        if run.sampler is None or not run.sampler.drives_tools:
+            return NO_MODEL
+        ask = costs.of_completion(run, costs.bytes_of(self.tool.prompt(case.step)), calls=run.sampler.max_calls)
+        return ask + self.tool.bound + Spend(attempts=1)
+
+    def attempt(self, run: Run, case: Case) -> Flow[Case]:
+        """See ``Remedy``."""
+        tool, before = self.tool, case.ledger.spent.tokens
+        prefix = before_junction(case) or None if case.decision.from_junction else None
+        messages = tool.prompt(case.step, prefix=prefix)
+        result = ToolResult(None)
+        for turn in range(2):
+            case, text = yield from self._ask(run, case, messages, Spend(attempts=1 - turn))
+            if text is None:  # the model could not be asked, or asking again cannot be paid for
+                break
+            case, source, result = yield from _run_tool(run, case, tool, text)
+            if result.answer is not None:
+                break
+            messages = tool.repair(case.step, source, result)
+        made = () if result.answer is None else (Rollout(text=result.answer, remedy=self.name),)
+        failed = result.error is not None and not made
+        cost, note = case.ledger.spent.tokens - before, (result.error or "")[:300]
+        return case.add(made, Attempt(self.name, 1, len(made), misses=int(failed), tokens=cost, note=note))
+
+    def _ask(
+        self, run: Run, case: Case, messages: tuple[Message, ...], attempt: Spend
+    ) -> Flow[tuple[Case, str | None]]:
+        """The model's text for the tool's input, or None when it cannot be asked or paid for with the run to follow."""
+        settings, sampler = run.settings, run.sampler
+        if sampler is None:
+            return case, None
+        each = costs.of_completion(run, costs.bytes_of(messages), calls=sampler.max_calls) + attempt
+        if run.short(case, "sample", each + self.tool.bound):
+            return case, None
+        heat, seed = settings.tool_temperature, seed_of(run, case)
+        request = SampleRequest(messages, 1, heat, settings.max_tokens, seed, want_logprobs=False, purpose="tool_input")
+        case, rollouts, _ = yield from ask_model(run, case, self.name, 1, asking(sampler, request, each))
+        return case, rollouts[0].text if rollouts else None
 
 
-def _ask_tool(run: Run, case: Case, messages: tuple[Message, ...], attempt: Spend) -> Flow[tuple[Case, str | None]]:
-    """The model's text for the tool's input, or None when it cannot be asked or paid for with the run to follow."""
-    settings, sampler = run.settings, run.sampler
-    assert settings.tool is not None and sampler is not None  # noqa: S101, PT018  # tool_verify has looked
-    each = costs.of_prompt(run, messages, calls=sampler.max_calls) + attempt
-    if run.short(case, "sample", each + settings.tool.bound):
-        return case, None
-    request = SampleRequest(
-        messages,
-        1,
-        settings.tool_temperature,
-        settings.max_tokens,
-        seed_of(run, case),
-        want_logprobs=False,
-        purpose="tool_input",
-    )
-    call = Call(sampler.sample, sampler.asample, (request,))
-    case, rollouts, _ = yield from ask_model(run, case, call, "tool", each, 1, model=sampler.name)
-    return case, rollouts[0].text if rollouts else None
-
-
-def _run_tool(run: Run, case: Case, text: str) -> Flow[tuple[Case, str, ToolResult]]:
+def _run_tool(run: Run, case: Case, tool: ports.Tool, text: str) -> Flow[tuple[Case, str, ToolResult]]:
     """Run what the model wrote. Its failure is a result; ``ToolError`` ends in a result too, and a note.
 
     A run is cancelled one second after the tool's bound.
     """
-    tool = run.settings.tool
-    assert tool is not None  # noqa: S101  # tool_verify has looked
     try:
         source = tool.parse(text)
     except ToolInputError as unreadable:

@@ -20,6 +20,7 @@ from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage
 __all__ = ["ChatModelSampler", "rollout_of"]
 
 _MOST_THREADS = 16
+_REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")  # OpenAI, Anthropic, Bedrock, Ollama
 _ARGUMENTS = ("temperature", "max_tokens", "seed", "logprobs", "top_logprobs")
 
 
@@ -42,12 +43,14 @@ def rollout_of(
             table = TopLogprobs.from_rows(rows, tokens)
         except RfxError:
             table = None  # a table that breaks its contract is no evidence; the rollout stays
+    reasons = [told.get(key) for key in _REASONS if isinstance(told.get(key), str)]
+    refused = message.additional_kwargs.get("refusal")
     return Rollout(
-        text=str(message.text),
+        text=str(message.text) or (refused if isinstance(refused, str) else ""),
         id=name,
         response_id=response_id or message.id,
         temperature=temperature,
-        finish_reason=told.get("finish_reason"),
+        finish_reason="refusal" if refused else next(iter(reasons), None),
         usage=usage,
         tokens=tokens,
         logprobs=table,
@@ -77,7 +80,7 @@ class ChatModelSampler(Sampler):
             raise ConfigError(f"ChatModelSampler: model is {model!r}; give a LangChain chat model")
         for name in arguments:
             among("ChatModelSampler: arguments", name, _ARGUMENTS)
-        self._model = model
+        self.model = model
         self._arguments = tuple(arguments)
         self.takes_temperature = "temperature" in self._arguments
         self.name = str(getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__)
@@ -91,7 +94,7 @@ class ChatModelSampler(Sampler):
 
         def one(draw: int) -> BaseMessage | Exception:
             try:
-                return self._model.invoke(messages, _tagged(draw), **self._kwargs(request, draw))
+                return self.model.invoke(messages, _tagged(draw), **self._kwargs(request, draw))
             except Exception as error:  # noqa: BLE001  # one failed call of several; sorted out in _result
                 return error
 
@@ -103,7 +106,7 @@ class ChatModelSampler(Sampler):
     async def asample(self, request: SampleRequest) -> SampleResult:
         """The same, without blocking the event loop."""
         messages = self._messages(request)
-        calls = [self._model.ainvoke(messages, _tagged(i), **self._kwargs(request, i)) for i in range(request.n)]
+        calls = [self.model.ainvoke(messages, _tagged(i), **self._kwargs(request, i)) for i in range(request.n)]
         return self._result(request, await asyncio.gather(*calls, return_exceptions=True))
 
     def _messages(self, request: SampleRequest) -> list[BaseMessage]:

@@ -79,6 +79,8 @@ def judged(event: Judged, remedy: str) -> Attributes:
         "rfx.rollout": event.rollout_id,
         "rfx.weak": event.weak,
     }
+    if event.kind is not None:
+        made["rfx.kind"] = event.kind
     if event.verifier:
         made["gen_ai.evaluation.name"] = event.verifier
     return made | _usage(event.usage)
@@ -116,6 +118,11 @@ def decided(decision: Decision) -> Attributes:
         made["rfx.remedy"] = decision.remedy
     if decision.regime is not None:
         made["rfx.regime"] = decision.regime
+    if decision.kind is not None:
+        made["rfx.kind"] = decision.kind
+        made["rfx.told"] = decision.told
+    for kind, n in decision.kinds.items():
+        made[f"rfx.kinds.{kind}"] = n
     for name, (alpha, beta) in decision.posterior.items():
         made[f"rfx.posterior.{name}"] = (float(alpha), float(beta))
     made |= _numbers("rfx.expected", decision.expected)

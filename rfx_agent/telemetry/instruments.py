@@ -90,8 +90,8 @@ class Instruments:
     def judged(self, event: Judged, remedy: str, *, first: bool) -> None:
         """A verdict; the ``first`` one on a candidate is the attempt's result."""
         if first:
-            result = "passed" if event.passed else "failed"
-            self._attempts.add(1, {"rfx.remedy": remedy, "rfx.result": result})
+            labels: Attributes = {"rfx.remedy": remedy, "rfx.result": "passed" if event.passed else "failed"}
+            self._attempts.add(1, labels | ({"rfx.kind": event.kind} if event.kind else {}))
         if event.usage.calls:  # a verifier that asks models
             self._call({OPERATION: "evaluate", PROVIDER: self._system}, event.usage, event.seconds, failed=False)
 
@@ -99,7 +99,7 @@ class Instruments:
         """A tool's run; as an ``attempt`` of a step it counts where it gave nothing to judge."""
         self._tool_seconds.record(event.seconds, {"gen_ai.tool.name": event.tool})
         if attempt and event.failed:
-            self._attempts.add(1, {"rfx.remedy": "tool", "rfx.result": "broken"})
+            self._attempts.add(1, {"rfx.remedy": event.remedy, "rfx.result": "broken"})
 
     def reserved(self, event: Reserved) -> None:
         """The caps that refused an action."""

@@ -179,7 +179,7 @@ class Steps:
 
     def _judged(self, step: _Open, event: Judged, now: int) -> None:
         first = event.rollout_id not in step.judged  # with peers that matter, candidates are judged again
-        remedy = step.judged.setdefault(event.rollout_id, step.remedy)
+        remedy = step.judged.setdefault(event.rollout_id, event.remedy or step.remedy)
         step.spent += _spend(event.usage, event.seconds)
         self._metrics.judged(event, remedy, first=first)
         made = attributes.judged(event, remedy)

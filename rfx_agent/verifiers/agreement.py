@@ -9,7 +9,7 @@ from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.agreement import agreement
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers.answers import canonical, stated_answer
-from rfx_agent.verifiers.base import PureVerifier, clip, shorten
+from rfx_agent.verifiers.base import HOW_TO_ANSWER, NONE_FOUND, PureVerifier, clip, shorten
 
 __all__ = ["AgreementVerifier"]
 
@@ -65,7 +65,7 @@ class AgreementVerifier(PureVerifier):
         ids = [draw.response_id for draw in draws]
         mine = self._answer(rollout)
         if mine is None:
-            return Verdict(False, reason="no answer was found in the text", weak=True)
+            return Verdict(False, reason=NONE_FOUND, feedback=HOW_TO_ANSWER, kind="no_answer", weak=True)
         spread = agreement(answers, ids)
         if spread.draws < self.min_draws:
             reason = f"{spread.draws} of at least {self.min_draws} draws: too few to agree"

@@ -160,6 +160,8 @@ def _denoised(value: Decimal) -> Decimal:
     digits, exponent = value.as_tuple().digits, value.as_tuple().exponent
     if len(digits) not in (16, 17, 18) or not isinstance(exponent, int) or exponent >= 0:
         return value
+    if value == value.to_integral_value():  # an integer in a float's spelling is exact
+        return value
     short = _NOISE.plus(value).normalize(_NOISE)
     noise = abs(value - short) <= abs(value) * _ULPS
     return short if noise and len(short.as_tuple().digits) <= 11 else value

@@ -10,7 +10,12 @@ from rfx_agent.errors import ConfigError
 from rfx_agent.ports import Verifier
 from rfx_agent.records import Rollout, Step, Verdict
 
-__all__ = ["NamedVerifier", "PureVerifier", "clip", "expected_of", "shorten"]
+__all__ = ["HOW_TO_ANSWER", "NONE_FOUND", "NamedVerifier", "PureVerifier", "clip", "expected_of", "shorten"]
+
+
+NONE_FOUND = "no answer was found in the text"
+HOW_TO_ANSWER = "No final answer was found in the text. State it on the last line, as in: Answer: ..."
+"""What a model may be told where its text has no answer."""
 
 
 def clip(text: str, limit: int = 200) -> str:

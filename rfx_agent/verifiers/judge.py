@@ -178,7 +178,7 @@ class JudgeVerifier(NamedVerifier):
         answer = None if stated is None else canonical(stated)
         kept = shorten(answer)
         if not given:
-            return Verdict(False, answer=kept, reason=NO_VERDICT, weak=True, usage=usage)
+            return Verdict(False, answer=kept, reason=NO_VERDICT, weak=True, usage=usage, kind="unchecked")
         passes = [j.verdict == "pass" and j.share >= self.threshold - 1e-9 for j in given]
         passed = 2 * sum(passes) > self.draws  # of all that were asked for: a judging without a verdict is no pass
         voice = next((j for j, p in zip(given, passes, strict=True) if p is passed), given[0])
@@ -189,4 +189,5 @@ class JudgeVerifier(NamedVerifier):
             agreed = "" if sum(passes) in (0, self.draws) else "; the judge disagrees with itself"
             reason = f"{sum(passes)} of {self.draws} judgings passed{agreed}; {reason}"
         score = sum(j.share for j in given) / len(given)
-        return Verdict(passed, answer if passed else kept, score, reason, weak=True, usage=usage)
+        told = None if passed or not quoted.strip() else clip(quoted, 300)
+        return Verdict(passed, answer if passed else kept, score, reason, told, weak=True, usage=usage)

@@ -10,27 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import secrets
-import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from rfx_agent.fence import fence
 from rfx_agent.records import Message, Rollout, Step
 
-__all__ = ["CriteriaJudgement", "Judgement", "ScoreJudgement", "clean", "nonce_of", "prompt", "read", "repair"]
+__all__ = ["CriteriaJudgement", "Judgement", "ScoreJudgement", "nonce_of", "prompt", "read", "repair"]
 
 MOST_SCORE = 10  # a judge writes whole numbers up to this
 _TRIES = 50  # objects that are looked at in one completion
-_CHAT = re.compile(
-    r"\[(?=/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|PREFIX|SUFFIX|MIDDLE|IMG)\])"
-    r"|<(?=</?SYS>>|/?s>|(?:start|end)_of_turn>|(?:start|end)_of_image>|(?:bos|eos|pad|unk|mask|sep|cls)>"
-    r"|/?think>|/?tool_(?:call|response)>)"
-    r"|<(?=[|｜])",
-    re.IGNORECASE,
-)
 
 
 class Judgement(BaseModel):
@@ -81,23 +73,6 @@ def nonce_of(step: Step, rollout: Rollout, seed: int | None) -> str:
     return hashlib.sha256(raw).hexdigest()[:16]
 
 
-def clean(text: str, nonce: str, limit: int) -> str:
-    """``text`` as it may stand in a fence: cut, without controls, chat tokens and the nonce, each line marked.
-
-    Cut is the middle: an answer's end is where it is stated. Format characters (bidirectional marks, zero widths,
-    tags) go, because they hide text from a person who reads the prompt. Chat tokens are broken by a space, not
-    removed: what is left and right of a removed one could make another.
-    """
-    if len(text) > limit:
-        head, left = limit // 2, len(text) - limit
-        text = f"{text[:head]}\n[{left} characters cut]\n{text[left + head :]}"
-    lines = re.sub(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", "\n", text)
-    kept = "".join(c for c in lines if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    kept = _CHAT.sub(lambda m: f"{m[0]} ", kept)
-    kept = re.sub(re.escape(nonce), "[removed]", kept, flags=re.IGNORECASE)
-    return "\n".join(f"| {line}" for line in kept.split("\n"))
-
-
 def prompt(
     step: Step, text: str, *, rubric: str | Sequence[str], expected: str | None, nonce: str, limit: int
 ) -> tuple[Message, ...]:
@@ -111,10 +86,10 @@ def prompt(
     )
     asked = "\n".join(f"{m['role']}: {_text(m.get('content'))}" for m in step.messages)
     parts = ["Criteria:\n" + "\n".join(f"{i}. {c}" for i, c in enumerate(rubric, 1)) if many else f"Rubric:\n{rubric}"]
-    parts.append(_fence("TASK", asked, nonce, limit))
+    parts.append(fence("TASK", asked, nonce, limit))
     if expected is not None:
-        parts.append(_fence("REFERENCE", expected, nonce, limit))
-    parts.append(_fence("ANSWER", text, nonce, limit))
+        parts.append(fence("REFERENCE", expected, nonce, limit))
+    parts.append(fence("ANSWER", text, nonce, limit))
     if many:
         what = f'"criteria": a list of {len(rubric)} booleans, true where the ANSWER meets that criterion'
     else:
@@ -167,10 +142,6 @@ def read(text: str, nonce: str, criteria: int | None) -> Judgement | str:
     if len({(j.verdict, j.share) for j in found}) > 1:
         return "it holds verdicts that contradict each other"
     return found[-1] if found else problem
-
-
-def _fence(label: str, text: str, nonce: str, limit: int) -> str:
-    return f"[BEGIN {label} {nonce}]\n{clean(text, nonce, limit)}\n[END {label} {nonce}]"
 
 
 def _text(content: object) -> str:

@@ -10,7 +10,7 @@ from rfx_agent.checks import number as checked_number
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers.answers import canonical, extract_answer, number, stated_answer
-from rfx_agent.verifiers.base import NamedVerifier, clip, expected_of, shorten
+from rfx_agent.verifiers.base import HOW_TO_ANSWER, NONE_FOUND, NamedVerifier, clip, expected_of, shorten
 from rfx_agent.verifiers.worker import ask
 
 __all__ = ["MathVerifier"]
@@ -66,7 +66,7 @@ class MathVerifier(NamedVerifier):
                 # As mathematics, "listen" is a product of letters and equals "silent".
                 return _verdict(False, answer)
         elif not rollout.text.strip():
-            return Verdict(False, reason="no answer was found in the text")
+            return Verdict(False, reason=NONE_FOUND, feedback=HOW_TO_ANSWER, kind="no_answer")
         return self._compare(gold, stated, rollout.text, answer)
 
     def _compare(self, gold: str, stated: str | None, text: str, answer: str | None) -> Verdict:
@@ -83,6 +83,7 @@ class MathVerifier(NamedVerifier):
             reason = "the expected answer cannot be read as mathematics"
         elif not reply["readable"][1]:
             reason = "no answer that can be read as mathematics was found"
+            return Verdict(False, answer=shorten(answer), reason=reason, feedback=HOW_TO_ANSWER, kind="no_answer")
         else:
             return _verdict(reply["equal"], answer)
         return Verdict(False, answer=shorten(answer), reason=reason)

@@ -15,7 +15,7 @@ from pydantic.errors import PydanticUserError
 
 from rfx_agent.checks import number
 from rfx_agent.errors import ConfigError
-from rfx_agent.records import Rollout, Step, Verdict
+from rfx_agent.records import Kind, Rollout, Step, Verdict
 from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
 from rfx_agent.verifiers.worker import ask
 
@@ -23,6 +23,8 @@ __all__ = ["JsonSchemaVerifier", "PydanticVerifier"]
 
 _DEPTH = 100  # nesting of JSON that is parsed; Python's parser and the validators recurse
 _SHOWN = 3  # errors named in a reason
+_FED = 8  # errors that a model is told
+_TOLD = 400  # characters of each
 _TRIES = 50  # places in a text where JSON is looked for
 # A string, closed or not, so that each character is looked at once; JSON's strings do not span lines.
 _STRUCTURE = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|[\[\]{}]')
@@ -38,20 +40,30 @@ class _JsonVerifier(NamedVerifier):
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
-        problem = "the text is empty"
+        problem, tried = "the text is empty", False
         for candidate in _candidates(rollout.text):
             try:
                 value = _load(candidate)
             except ValueError as error:
-                problem = f"not JSON: {clip(str(error))}"
+                problem, tried = f"not JSON: {clip(str(error))}", True
                 continue
             errors, answer = self._judge(value, candidate)
             if errors:
                 reason = "; ".join(clip(error) for error in errors[:_SHOWN])
                 more = "; and more" if len(errors) > _SHOWN else ""
-                return Verdict(False, answer=shorten(answer), score=0.0, reason=reason + more)
+                feedback = "\n".join(clip(error, _TOLD) for error in errors[:_FED])
+                return Verdict(
+                    False,
+                    shorten(answer),
+                    0.0,
+                    reason + more,
+                    feedback=f"The JSON is not valid.\n{feedback}",
+                    kind="malformed",
+                )
             return Verdict(True, answer=answer, score=1.0, reason="the JSON is valid")
-        return Verdict(False, reason=problem)
+        looks = tried and any(c in rollout.text for c in "[{")
+        kind: Kind = "malformed" if looks else "no_answer"
+        return Verdict(False, reason=problem, feedback=f"No valid JSON was found in the text: {problem}.", kind=kind)
 
     def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
         """Errors with their place, and the canonical JSON."""
@@ -99,7 +111,7 @@ class JsonSchemaVerifier(_JsonVerifier):
         return f"JsonSchemaVerifier({clip(str(self.schema), 60)}, name={self.name!r})"
 
     def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
-        job = {"op": "schema", "schema": self._schema, "value": value, "most": _SHOWN + 1}
+        job = {"op": "schema", "schema": self._schema, "value": value, "most": _FED}
         reply = ask("validation", job, seconds=self._seconds)
         errors = [reply] if isinstance(reply, str) else reply["errors"]
         return errors, _dump(value)
@@ -144,10 +156,15 @@ class PydanticVerifier(_JsonVerifier):
             valid = self._adapter.validate_json(source, strict=self._strict)
         except ValidationError as error:
             return [
-                f"at {'.'.join(str(part) for part in one['loc']) or 'the top'}: {one['msg']}"
-                for one in error.errors(include_url=False, include_context=False, include_input=False)
+                f"at {'.'.join(str(part) for part in one['loc']) or 'the top'}: {one['msg']}{_got(one['input'])}"
+                for one in error.errors(include_url=False, include_context=False)
             ], _dump(value)
         return [], _dump(json.loads(self._adapter.dump_json(valid)))
+
+
+def _got(value: Any) -> str:
+    """What stood there, where it is short: a whole object would say nothing."""
+    return "" if isinstance(value, (dict, list)) else f" (got {clip(json.dumps(value, default=str), 60)})"
 
 
 def _candidates(text: str) -> Iterator[str]:

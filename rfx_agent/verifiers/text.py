@@ -9,7 +9,7 @@ from rfx_agent.checks import number
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers.answers import bare_answer, canonical, extract_answer
-from rfx_agent.verifiers.base import NamedVerifier, PureVerifier, clip, expected_of, shorten
+from rfx_agent.verifiers.base import HOW_TO_ANSWER, NONE_FOUND, NamedVerifier, PureVerifier, clip, expected_of, shorten
 from rfx_agent.verifiers.worker import ask
 
 __all__ = ["ExactVerifier", "RegexVerifier"]
@@ -66,13 +66,13 @@ class ExactVerifier(PureVerifier):
         stated = self._extract(rollout.text)
         text = rollout.text.strip()
         if stated is None and not (self._whole and text):
-            return Verdict(False, reason="no answer was found in the text")
+            return _none_found(None)
         answer = self._form(text if stated is None else stated)
         accepted = expected if isinstance(expected, _SEVERAL) else (expected,)
         if answer in {self._form(str(one)) for one in accepted}:
             return Verdict(True, answer=answer, score=1.0, reason="the answer is the expected one")
         if stated is None and bare_answer(text) is None:
-            return Verdict(False, score=0.0, reason="no answer was found in the text")
+            return _none_found(0.0)
         # The expected answer stays out of the reason: reasons reach people and prompts.
         reason = f"{clip(answer)!r} is not the expected answer"
         return Verdict(False, answer=shorten(answer), score=0.0, reason=reason)
@@ -81,6 +81,10 @@ class ExactVerifier(PureVerifier):
         if self._normalise:
             return canonical(text, casefold=self._casefold)
         return text.strip().casefold() if self._casefold else text.strip()
+
+
+def _none_found(score: float | None) -> Verdict:
+    return Verdict(False, score=score, reason=NONE_FOUND, feedback=HOW_TO_ANSWER, kind="no_answer")
 
 
 class RegexVerifier(NamedVerifier):
@@ -153,6 +157,7 @@ class RegexVerifier(NamedVerifier):
         if isinstance(reply, str):
             return Verdict(False, reason=reply)
         if not reply["matched"]:
-            return Verdict(False, score=0.0, reason="the pattern was not found in the text")
+            # The pattern may hold the answer, so a model is told nothing of it.
+            return Verdict(False, score=0.0, reason="the pattern was not found in the text", kind="no_answer")
         # A group that took no part in the match is an empty answer, not a missing one.
         return Verdict(True, answer=reply["answer"] or "", score=1.0, reason="the pattern was found in the text")

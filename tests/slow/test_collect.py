@@ -30,6 +30,7 @@ from rfx_agent.lab.collect import run as lab
 from rfx_agent.lab.collect.journal import JOURNAL, Journal
 from rfx_agent.lab.common import REMEDIES
 from rfx_agent.lab.dataset import FAILURES, ROLLOUTS, Dataset, DatasetError, read_dataset
+from rfx_agent.lab.evidence import evidence, markdown
 from rfx_agent.lab.problems import Problem
 from rfx_agent.lab.profiles import read_profile
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, ScoreResult, Step, Usage, Verdict
@@ -335,6 +336,64 @@ def test_the_lab_accepts_it(whole: Dataset) -> None:
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, ["calibrate", path, "--json"])
     assert done.exit_code == 0, done.output
+
+
+class Misnamed(Steerer):
+    operators = ("local_temp", "Nudge", "score")
+
+
+class Nudger(Steerer):
+    """Has an operator that nobody else knows."""
+
+    operators = ("nudge", "local_temp")
+
+
+def test_a_steerers_operators_may_have_any_name(tmp_path: Path) -> None:
+    found = collect(plan(steerer=Nudger(Model())), tmp_path)
+    assert set(found.rollouts["remedy"].to_pylist()) == {"retry", "local_temp", "nudge", "tool"}
+    profile = read_profile(tmp_path / FAILURES)
+    assert list(profile.rates) == ["retry", "local_temp", "tool", "nudge"]
+    assert profile.attempts["nudge"].tolist() == [3] * len(found)
+    assert profile.ignored == ("prompt", "expected")
+    figures = evidence(tmp_path, draws=100)
+    assert figures["rescue"]["nudge"]["attempts"] == 3 * len(found)
+    assert "| nudge |" in markdown(figures)
+
+
+def test_a_failure_says_what_attempts_cost_and_how_its_draws_failed(tmp_path: Path) -> None:
+    class Cut(Model):
+        def sample(self, request: SampleRequest) -> SampleResult:
+            result = super().sample(request)
+            (made,) = result.rollouts
+            return replace(result, rollouts=(replace(made, finish_reason="length" if "so" in made.text else "stop"),))
+
+    found = collect(plan(sampler=Cut()), tmp_path)
+    rows = found.rollouts.to_pylist()
+    kinds = [name for name in found.failures.column_names if name.startswith("kind_")]
+    for failure in found.failures.to_pylist():
+        mine = [row for row in rows if row["problem_id"] == failure["problem_id"]]
+        for remedy in ("retry", "local_temp", "sparse_steer", "tool"):
+            tries = [row for row in mine if row["remedy"] == remedy][remedy == "retry" :]
+            spent = [row["prompt_tokens"] + row["completion_tokens"] for row in tries]
+            assert failure[f"{remedy}_tokens"] == sum(spent) / len(spent)
+        failed = [row for row in mine if row["remedy"] == "retry" and not row["passed"]]
+        assert failure["kind_cut"] == sum(row["finish_reason"] == "length" for row in failed) / len(failed)
+        assert sum(failure[name] for name in kinds) == pytest.approx(1)
+    assert 0 < np.mean(found.failures["kind_cut"].to_pylist()) < 1
+    profile = read_profile(tmp_path / FAILURES)
+    assert set(profile.kinds) >= {"cut", "wrong"}
+    assert set(profile.tokens) == set(profile.rates)
+
+
+def test_a_journal_that_kept_no_kinds_has_them_all_the_same(tmp_path: Path, monkeypatch: Any) -> None:
+    found = collect(plan(), tmp_path)
+    records = Journal.records
+
+    def without(self: Journal) -> Any:
+        return {key: {k: v for k, v in one.items() if k != "kind"} for key, one in records(self).items()}
+
+    monkeypatch.setattr(Journal, "records", without)
+    assert content(finish(tmp_path)) == content(found)
 
 
 # --- stopped, killed, started again
@@ -698,6 +757,7 @@ def test_every_remedy_of_the_schema_is_known() -> None:
         ({"problems": (*problems(2), *problems(1))}, "two problems have the id 'p00'"),
         ({"verifier": None}, "problem 'p00' has no verifier"),
         ({"operators": ("dense_steer",)}, "the steerer offers ['sparse_steer', 'local_temp']"),
+        ({"steerer": Misnamed(Model())}, "operators has ['Nudge', 'score']; give names of [a-z0-9_] other than retry"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_at_once(changes: dict[str, Any], named: str) -> None:

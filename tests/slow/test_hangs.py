@@ -88,6 +88,7 @@ def test_a_tool_that_hangs_is_a_miss_of_the_tool(way: Callable[..., Case], freed
         verifier=ScriptedVerifier(["42"]),
         tool=HangingTool({}),
         budget=RetryBudget(samples=6),
+        extra_samples=3,
     )
     case = way(recovery, "41")
     assert case.outcome is not None
@@ -113,7 +114,10 @@ def test_a_model_that_hangs_is_left_when_the_step_has_no_time_left(
             return super().sample(request)
 
     recovery = Recovery(
-        sampler=HangingSampler(["42"]), verifier=ScriptedVerifier(["42"]), budget=RetryBudget(seconds=0.1)
+        sampler=HangingSampler(["42"]),
+        verifier=ScriptedVerifier(["42"]),
+        budget=RetryBudget(seconds=0.1),
+        extra_samples=3,
     )
     case = way(recovery, "41")
     assert case.outcome is not None
@@ -217,7 +221,11 @@ def test_requests_are_capped_and_the_amplification_is_told(way: Callable[..., Ca
             return self.sample(request)
 
     recovery = Recovery(
-        sampler=Insisting([], last="40"), verifier=ScriptedVerifier(["42"]), budget=RetryBudget(calls=20)
+        sampler=Insisting([], last="40"),
+        verifier=ScriptedVerifier(["42"]),
+        budget=RetryBudget(calls=20),
+        extra_samples=3,
+        concurrency=4,
     )
     case = way(recovery, "41")
     spent = case.ledger.spent

@@ -113,7 +113,8 @@ def client(url: str) -> Any:
 
 @pytest.fixture(scope="module")
 def context(model: ChatServer) -> dict[str, Any]:
-    return {"base_url": model.base_url, "model": "fake", "tool": False, "samples": 3, "policy": "fixed"}
+    draws = {"samples": 3, "extra_samples": 3}
+    return {"base_url": model.base_url, "model": "fake", "tool": False, "policy": "fixed"} | draws
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +157,8 @@ def test_assistants_are_listed_with_the_form_of_their_settings(client: Any) -> N
     for graph in ("recovery", "solver"):
         schema = client.assistants.get_schemas(listed[graph]["assistant_id"])["context_schema"]
         fields = schema["properties"]
-        assert {"model", "base_url", "verifier", "policy", "samples", "tokens", "extra_samples", "temperature"} <= set(
-            fields
-        )
+        assert {"model", "base_url", "verifier", "policy", "remedies", "samples", "tokens"} <= set(fields)
+        assert {"extra_samples", "concurrency", "temperature"} <= set(fields)
         assert fields["verifier"]["enum"] == ["exact", "math", "regex", "agreement"]
         assert fields["policy"]["enum"] == ["default", "fixed", "learned"]
         assert all("title" in f and "description" in f and "default" in f for f in fields.values())

@@ -143,12 +143,9 @@ def test_a_policys_own_decide_gives_what_its_vector_form_gives() -> None:
     for _ in range(5):
         at = np.zeros(1, np.intp)
         one = DecidingPlayer(learned, cell, 9).act(at, tries)
-        # One round of local_temp is four draws in the graph and one in a replay.
-        own = LearnedPolicy(worth=EVERY, per_round={})
-        two = LearnedPlayer(own, cell.available, 1).act(at, tries)
-        if not tries[0, REMEDIES.index("local_temp")]:
-            assert one[0] == two[0]
-            assert one[1] == pytest.approx(two[1], rel=1e-4)
+        two = LearnedPlayer(learned, cell.available, 1).act(at, tries)
+        assert one[0] == two[0]
+        assert one[1] == pytest.approx(two[1], rel=1e-4)
         tries[0, two[0][0]] += 1
 
 
@@ -173,8 +170,12 @@ def test_costs_count_and_steer() -> None:
     [
         ({"policies": ["wish"]}, "policy 'wish' does not exist"),
         ({"policies": ["learned:-1"]}, "does not exist"),
-        ({"policies": ["fixed:retry+wish"]}, "does not exist"),
+        ({"policies": ["fixed:retry+Wish"]}, "does not exist"),
+        ({"policies": ["fixed:retry+wish"]}, "a.x has only retry"),
         ({"policies": ["fixed:retry+tool"]}, "a.x has only retry"),
+        ({"costs": {"wish": 2.0}}, "costs names 'wish', of which nothing was measured"),
+        ({"tokens": [0]}, "tokens"),
+        ({"tokens": [500]}, "nothing is known of the tokens of 'retry' in a.x"),
         ({"budgets": []}, "budgets"),
         ({"budgets": [0]}, "budgets"),
         ({"orders": 0}, "orders is 0"),

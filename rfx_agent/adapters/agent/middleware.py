@@ -42,7 +42,7 @@ from rfx_agent.engine.nodes import diagnose, judged, recover, start, until_asked
 from rfx_agent.engine.run import Run
 from rfx_agent.engine.settings import Settings
 from rfx_agent.ports import Sampler, Tool, Verifier
-from rfx_agent.records import Message, Spend, Step
+from rfx_agent.records import Message, SampleRequest, Spend, Step
 
 if TYPE_CHECKING:
     from rfx_agent.budgets.step import RetryBudget
@@ -228,7 +228,9 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
                 case = yield from diagnose(run, (yield from verdict.opened(run)), human=False)
                 agent.purse.charge(case.ledger.spent - ledger.spent)
             return with_update(first, agent.update("accepted"))
-        model = AgentModel(request, handler, self._settings.sampler, self._parameters, self._settings.temperature)
+        s = self._settings
+        nominal = SampleRequest(step.messages, temperature=s.temperature, max_tokens=s.max_tokens)
+        model = AgentModel(request, handler, s.sampler, self._parameters, nominal)
         attempts = Attempts(model)
         attempts.first(model.made(response, Again(1)))
         like = None if first is None else first.structured_response

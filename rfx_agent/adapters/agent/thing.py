@@ -12,9 +12,9 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables.config import set_config_context
 
 from rfx_agent.adapters.attempts import Again, Made, Thing, in_context, response_id
-from rfx_agent.adapters.texts import as_text, restored
+from rfx_agent.adapters.texts import as_text, flawed, restored, told
 from rfx_agent.ports import Sampler
-from rfx_agent.records import Rollout
+from rfx_agent.records import Rollout, SampleRequest, Verdict
 from rfx_agent.samplers.chat import ChatModelSampler, rollout_of
 
 __all__ = ["AgentModel", "Parameters", "Response", "answer_of", "fits", "rollout_of_response"]
@@ -60,7 +60,7 @@ class AgentModel(Thing):
     """The agent's own model call, through the middleware inside, as a thing that can be run again.
 
     Attributes:
-        temperature: the agent's own as far as it is known, else ``nominal``.
+        temperature: the agent's own as far as it is known, else that of ``nominal``, a draw as the engine asks for it.
         going_on: the first run that calls tools instead of answering, or None.
     """
 
@@ -70,18 +70,21 @@ class AgentModel(Thing):
         handler: Callable[..., Any],
         model: Sampler | None,
         settings: Parameters,
-        nominal: float,
+        nominal: SampleRequest,
     ) -> None:
         self._request, self._handler, self._model, self._settings = request, handler, model, settings
+        self._nominal = nominal
         own_model = request.model
         declared = getattr(type(own_model), "model_fields", {})
         name = getattr(own_model, "model_name", None) or getattr(own_model, "model", None)
         self.name = str(name or type(own_model).__name__)
         takes = settings.takes_temperature
         self.takes_temperature = "temperature" in declared if takes is None else takes
+        self.takes_max_tokens = "max_tokens" in declared or settings.max_tokens is not None
+        self.takes_revision = True
         self._driving = tuple(name for name in ("temperature", "max_tokens") if name in declared)
         own = request.model_settings.get("temperature", getattr(own_model, "temperature", None))
-        known = own if isinstance(own, (int, float)) and own >= 0 else nominal
+        known = own if isinstance(own, (int, float)) and own >= 0 else nominal.temperature
         self.temperature = known if settings.temperature is None else settings.temperature
         self.going_on: ModelResponse[Any] | None = None
 
@@ -103,10 +106,11 @@ class AgentModel(Thing):
         """What the model gave. A response that calls tools is no answer."""
         rollout = rollout_of_response(output, again.request.temperature, number=again.number)
         if isinstance(output, StructuredOutputError):
-            return Made(rollout, flaw=f"it is no structured response: {output}", usage=rollout.usage)
+            return Made(rollout, flaw=flawed(output, "it is no structured response"), usage=rollout.usage)
         if answer_of(output) is None:
             self.going_on = self.going_on or output
-            return Made(rollout, flaw="it calls tools, and is no answer", usage=rollout.usage)
+            flaw = Verdict(False, reason="it calls tools, and is no answer", kind="no_answer")
+            return Made(rollout, flaw=flaw, usage=rollout.usage)
         return Made(rollout, output, usage=rollout.usage)
 
     def failed(self, error: Exception, again: Again) -> Made:
@@ -120,26 +124,36 @@ class AgentModel(Thing):
         request, changed = again.request, dict[str, Any]()
         if self._settings.temperature is not None or request.temperature != self.temperature:
             changed["temperature"] = request.temperature
-        if self._settings.max_tokens is not None:
-            changed["max_tokens"] = self._settings.max_tokens
+        if self._settings.max_tokens is not None or request.max_tokens != self._nominal.max_tokens:
+            changed["max_tokens"] = request.max_tokens
         if request.seed is not None:
             changed["seed"] = request.seed + again.index  # or all draws would be one
-        if not changed:
-            return self._request
-        return self._request.override(model_settings={**self._request.model_settings, **changed})
+        asked = self._request
+        if request.revision is not None:  # in this request alone, never in the thread
+            asked = asked.override(messages=told(list(asked.messages), request.revision) or asked.messages)
+        return asked.override(model_settings={**asked.model_settings, **changed}) if changed else asked
+
+    def on(self, other: Sampler) -> AgentModel | None:
+        """The agent's request to another chat model, with its tools and its structured response."""
+        if not isinstance(other, ChatModelSampler):
+            return None
+        request = self._request.override(model=other.model)
+        model = AgentModel(request, self._handler, self._model, self._settings, self._nominal)
+        model.going_on = self.going_on
+        return model
 
 
-def fits(like: Any, schema: Any) -> Callable[[str], str] | None:
+def fits(like: Any, schema: Any) -> Callable[[str], Verdict | None] | None:
     """Tells why a text of another origin is no structured response, for ``Shield``; None where any text will do."""
     if like is None and schema is None:
         return None
 
-    def flaw(text: str) -> str:
+    def flaw(text: str) -> Verdict | None:
         try:
             restored(text, like=like, schema=schema)
         except ValueError as error:
-            return f"it is no structured response: {str(error)[:300]}"
-        return ""
+            return flawed(error, "it is no structured response")
+        return None
 
     return flaw
 

@@ -47,6 +47,7 @@ class Plan:
     run: Run
     restore: Callable[[str], Any] | None
     prompt: Callable[[Any], str | Step] | None
+    revise: Callable[[Any, str], Any] | None
     text: Callable[[Any], str]
     failures: tuple[type[Exception], ...]
     run_name: str
@@ -74,6 +75,7 @@ class Plan:
             text=self.text,
             failures=self.failures,
             streaming=streaming,
+            revise=self.revise,
         )
 
     def seen(self, thing: Chain[Any, Any], made: Made) -> Flow[First | None]:

@@ -12,6 +12,7 @@ from langchain_core.runnables.config import get_executor_for_config
 
 from rfx_agent.adapters.attempts import Again, Made, Thing, response_id, tag, together
 from rfx_agent.adapters.chain.held import Held, hold
+from rfx_agent.adapters.texts import flawed, told
 from rfx_agent.errors import is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, Step
@@ -63,6 +64,7 @@ class Chain(Thing, Generic[In, Out]):
         text: what a verifier reads of an output.
         failures: exceptions of the chain that are failed answers.
         streaming: whether runs are streamed and their chunks kept.
+        revise: makes an input of the chain's own and of what is to be added to its prompt; by default ``texts.told``.
     """
 
     def __init__(
@@ -78,12 +80,16 @@ class Chain(Thing, Generic[In, Out]):
         text: Callable[[Out], str],
         failures: tuple[type[Exception], ...],
         streaming: bool,
+        revise: Callable[[In, str], In] | None = None,
     ) -> None:
         self.name = chain.get_name()
         self.step, self.streaming = step, streaming
         self._chain, self._value, self._kwargs = chain, value, kwargs
         self._config, self._run, self._model = config, run, model
         self._text, self._failures = text, failures
+        asked = step.messages[-1].get("content")
+        self._revise = revise or (lambda value, addition: told(value, addition, asked))
+        self.takes_revision = revise is not None or told(value, "", asked) is not None
 
     def driver(self) -> Sampler | None:
         """The model that drives the tool."""
@@ -92,17 +98,19 @@ class Chain(Thing, Generic[In, Out]):
     def run(self, again: Again) -> Draw[Out]:
         """One run of the chain."""
         config, held = self._child(again)
+        value = self._input(again)
         if not self.streaming:
-            return Draw(self._chain.invoke(self._value, config, **self._kwargs), held=held)
-        chunks = list(self._chain.stream(self._value, config, **self._kwargs))
+            return Draw(self._chain.invoke(value, config, **self._kwargs), held=held)
+        chunks = list(self._chain.stream(value, config, **self._kwargs))
         return Draw(_total(chunks), chunks, held)
 
     async def arun(self, again: Again) -> Draw[Out]:
         """The same on the running event loop."""
         config, held = self._child(again)
+        value = self._input(again)
         if not self.streaming:
-            return Draw(await self._chain.ainvoke(self._value, config, **self._kwargs), held=held)
-        chunks = [chunk async for chunk in self._chain.astream(self._value, config, **self._kwargs)]
+            return Draw(await self._chain.ainvoke(value, config, **self._kwargs), held=held)
+        chunks = [chunk async for chunk in self._chain.astream(value, config, **self._kwargs)]
         return Draw(_total(chunks), chunks, held)
 
     def speculate(self, again: Again, into: list[Made]) -> Iterator[Out]:
@@ -150,7 +158,7 @@ class Chain(Thing, Generic[In, Out]):
         rollout = Rollout(
             text if isinstance(text, str) else "", "r0", response_id=response_id(again.number), usage=usage
         )
-        return Made(rollout, flaw=f"{type(error).__name__}: {error}", usage=usage)
+        return Made(rollout, flaw=flawed(error), usage=usage)
 
     def run_all(self, runs: Sequence[Again]) -> list[Made]:
         """Several runs, as the chain itself does a batch."""
@@ -160,7 +168,7 @@ class Chain(Thing, Generic[In, Out]):
             with get_executor_for_config(self._config) as executor:
                 return list(executor.map(self.tried, runs))
         children = [self._child(again) for again in runs]
-        inputs, configs = [self._value] * len(runs), [config for config, _ in children]
+        inputs, configs = [self._input(x) for x in runs], [config for config, _ in children]
         outputs = self._chain.batch(inputs, configs, return_exceptions=True, **self._kwargs)
         return self._batched(outputs, children, runs)
 
@@ -170,7 +178,7 @@ class Chain(Thing, Generic[In, Out]):
             limit = self._config.get("max_concurrency")
             return await together([self.atried(again) for again in runs], limit)
         children = [self._child(again) for again in runs]
-        inputs, configs = [self._value] * len(runs), [config for config, _ in children]
+        inputs, configs = [self._input(x) for x in runs], [config for config, _ in children]
         outputs = await self._chain.abatch(inputs, configs, return_exceptions=True, **self._kwargs)
         return self._batched(outputs, children, runs)
 
@@ -186,6 +194,10 @@ class Chain(Thing, Generic[In, Out]):
             else:
                 made.append(self.failed(output, again))
         return made
+
+    def _input(self, again: Again) -> In:
+        addition = again.request.revision
+        return self._value if addition is None else self._revise(self._value, addition)
 
     def _child(self, again: Again, *, held: bool = True) -> tuple[RunnableConfig, list[Held]]:
         """The configuration of a run: a child of this call's run; from the second on it carries the run's tag."""

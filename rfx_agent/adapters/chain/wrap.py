@@ -61,6 +61,7 @@ def with_recovery(
     sampler: Sampler | None = None,
     restore: Callable[[str], Out] | None = None,
     prompt: Callable[[In], str | Step] | None = None,
+    revise: Callable[[In, str], In] | None = None,
     text: Callable[[Out], str] = as_text,
     failures: tuple[type[Exception], ...] = ...,
     name: str = "with_recovery",
@@ -77,6 +78,7 @@ def with_recovery(
     sampler: Sampler | None = None,
     restore: Callable[[str], Any] | None = None,
     prompt: Callable[[Any], str | Step] | None = None,
+    revise: Callable[[Any, str], Any] | None = None,
     text: Callable[[Any], str] = as_text,
     failures: tuple[type[Exception], ...] = (OutputParserException, ValidationError),
     name: str = "with_recovery",
@@ -107,6 +109,9 @@ def with_recovery(
         restore: makes an output from a text that no run of the chain produced (a tool's result, a person's
             answer). By default strings and messages are made; other types need it.
         prompt: the step, or its prompt, from the chain's input; by default the input's messages or the input as text.
+        revise: makes the input of a revision from the chain's input and the text that is to stand behind its prompt.
+            By default text, messages and mappings that hold the prompt as one of their values are understood; of any
+            other input there is no revision.
         text: what the verifier reads of an output: by default a string as it is, a message's text, anything else
             as JSON.
         failures: exceptions of the chain that are failed answers, not a chain out of order: such a run is judged as
@@ -129,5 +134,7 @@ def with_recovery(
     if not isinstance(failures, tuple) or not all(isinstance(f, type) and issubclass(f, Exception) for f in failures):
         raise ConfigError(f"with_recovery: failures is {failures!r}; give a tuple of exception classes")
     settings = Settings(sampler, verifier, **options)
-    plan = Plan(chain, Run.of(settings), restore, prompt, text, failures, name, stream == "speculative", on_retract)
+    plan = Plan(
+        chain, Run.of(settings), restore, prompt, revise, text, failures, name, stream == "speculative", on_retract
+    )
     return RecoveredRunnable(plan)

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, convert_to_messages
 from langgraph.types import Command
 from pydantic import BaseModel
 
-from rfx_agent.adapters.texts import step_of
+from rfx_agent.adapters.texts import step_of, told
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Step
 
@@ -81,6 +81,21 @@ class Keys:
         if self.expected is None:
             return step
         return replace(step, expected=read(state, self.expected))
+
+    def told(self, state: Any, addition: str) -> Any:
+        """``state`` with ``addition`` behind its prompt; None where nothing tells where the prompt is."""
+        if isinstance(self.prompt, str):
+            changed = told(read(state, self.prompt), addition)
+            return None if changed is None else _with(state, {self.prompt: changed})
+        if not isinstance(state, Mapping):
+            return None
+        return told(state, addition, self.step(state).messages[-1].get("content"))
+
+
+def _with(state: Any, entries: dict[str, Any]) -> Any:
+    if isinstance(state, Mapping):
+        return {**state, **entries}
+    return state.model_copy(update=entries) if isinstance(state, BaseModel) else replace(state, **entries)
 
 
 def read(state: Any, key: Reading) -> Any:

@@ -119,11 +119,14 @@ def _wrapped(node: Any, *, source: Source, keys: Keys, again: bool) -> Any:
         raise ConfigError(f"recoverable: node is {node!r}; give a function that returns an update, or a Runnable")
     name = str(getattr(node, "__name__", type(node).__name__))
 
-    def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[[RunnableConfig], Any]]:
+    def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[[RunnableConfig, Any], Any]]:
         """The state, and the node to be run again on it under another config."""
 
-        def run(config: RunnableConfig) -> Any:
-            return node(*args, **({**kwargs, "config": config} if "config" in kwargs else kwargs))
+        def run(config: RunnableConfig, state: Any) -> Any:
+            named = {**kwargs, "config": config} if "config" in kwargs else kwargs
+            if args:
+                return node(state, *args[1:], **named)
+            return node(**{**named, next(iter(kwargs)): state})
 
         return args[0] if args else next(iter(kwargs.values())), run
 
@@ -156,13 +159,15 @@ class RecoverableNode(Runnable[Any, Any]):
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002  # LangChain's name
         """The node's update for ``input``, recovered where it failed."""
         output = self._node.invoke(input, config, **kwargs)
-        call = Rerun(lambda c: self._node.invoke(input, c, **kwargs), None) if self._again else Rerun(None, None)
+        call = Rerun(lambda c, state: self._node.invoke(state, c, **kwargs), None) if self._again else Rerun(None, None)
         return _recovered(self.name or "", output, input, call, self._source, self._keys)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002  # LangChain's name
         """The same on the running event loop."""
         output = await self._node.ainvoke(input, config, **kwargs)
-        call = Rerun(None, lambda c: self._node.ainvoke(input, c, **kwargs)) if self._again else Rerun(None, None)
+        call = (
+            Rerun(None, lambda c, state: self._node.ainvoke(state, c, **kwargs)) if self._again else Rerun(None, None)
+        )
         return await _arecovered(self.name or "", output, input, call, self._source, self._keys)
 
 
@@ -182,18 +187,23 @@ async def _arecovered(name: str, output: Any, state: Any, call: Rerun, source: S
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """A node with the state that it was given, to be run again under another config; one side or both."""
+    """A node, to be run again under another config, on the state that it was given or a revised one."""
 
-    run: Callable[[RunnableConfig], Any] | None
-    arun: Callable[[RunnableConfig], Awaitable[Any]] | None
+    run: Callable[[RunnableConfig, Any], Any] | None
+    arun: Callable[[RunnableConfig, Any], Awaitable[Any]] | None
 
 
 class NodeAgain(Thing):
     """The node as a thing that can be run again, on the same state."""
 
-    def __init__(self, name: str, call: Rerun, key: str, model: Sampler | None) -> None:
+    def __init__(self, name: str, call: Rerun, keys: Keys, state: Any, model: Sampler | None) -> None:
         self.name = name
-        self._call, self._key, self._model = call, key, model
+        self._call, self._keys, self._state, self._model = call, keys, state, model
+        self.takes_revision = keys.told(state, "") is not None
+
+    def _given(self, again: Again) -> Any:
+        addition = again.request.revision
+        return self._state if addition is None else self._keys.told(self._state, addition)
 
     def driver(self) -> Sampler | None:
         """The recovery's own sampler."""
@@ -204,14 +214,14 @@ class NodeAgain(Thing):
         assert self._call.run is not None  # noqa: S101  # a sync node is driven by sync code
         config = again.config(sync=True)
         with set_config_context(config) as context:
-            return context.run(self._call.run, config)
+            return context.run(self._call.run, config, self._given(again))
 
     async def arun(self, again: Again) -> Any:
         """The same on the running event loop."""
         assert self._call.arun is not None  # noqa: S101  # an async node is driven by async code
         config = again.config(sync=False)
         with set_config_context(config) as context:
-            return await in_context(_awaited(self._call.arun, config), context)
+            return await in_context(_awaited(self._call.arun, config, self._given(again)), context)
 
     def tried(self, again: Again) -> Made:
         """One more run. An interrupt in it is refused: a resume would run the node, and all it paid, from its top."""
@@ -229,7 +239,7 @@ class NodeAgain(Thing):
 
     def made(self, output: Any, again: Again) -> Made:
         """A run's update of the state; no draw where it has no answer."""
-        answer, usage = answer_in(located(output, self._key)), again.reported.usage()
+        answer, usage = answer_in(located(output, self._keys.answer)), again.reported.usage()
         if answer is None:
             return Made(output=output, usage=usage)
         return Made(replace(rollout_in(answer), usage=usage), output, usage=usage)
@@ -246,8 +256,8 @@ def rollout_in(answer: Answer) -> Rollout:
     return Rollout(answer.text, id="r0") if answer.message is None else rollout_of(answer.message, name="r0")
 
 
-async def _awaited(run: Callable[[RunnableConfig], Awaitable[Any]], config: RunnableConfig) -> Any:
-    return await run(config)
+async def _awaited(run: Callable[[RunnableConfig, Any], Awaitable[Any]], config: RunnableConfig, state: Any) -> Any:
+    return await run(config, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +277,7 @@ class _First:
         A pass that no hook watches costs the verdict alone; the stream is told of what failed.
         """
         step = self.keys.step(self.state)
-        attempts = Attempts(NodeAgain(self.name, self.call, self.keys.answer, recovery.sampler))
+        attempts = Attempts(NodeAgain(self.name, self.call, self.keys, self.state, recovery.sampler))
         own = attempts.first(Made(rollout_in(self.answer), self.output))
         again = self.call.run is not None or self.call.arun is not None
         run = Run.of(recovery, sampler=attempts if again else None, on_event=streaming(recovery))

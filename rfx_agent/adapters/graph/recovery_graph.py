@@ -3,8 +3,11 @@
     diagnose ──accept──────────────▶ END
        │ ▲
        ├─┼─▶ resample ──────┐
-       ├─┼─▶ tool_verify ───┤ each remedy returns to diagnose
-       ├─┼─▶ steer ─────────┤ (where a backend offers it)
+       ├─┼─▶ extend ────────┤
+       ├─┼─▶ revise ────────┤ each remedy returns to diagnose; a user's own has a node
+       ├─┼─▶ tool_verify ───┤ of its own name. The others are always there, so that a
+       ├─┼─▶ delegate ──────┤ thread that waits at one can go on in any deployment
+       ├─┼─▶ steer ─────────┤
        │ └──────────────────┘
        └───▶ escalate ─────────────▶ END   one interrupt, nothing spent before it
 
@@ -17,7 +20,7 @@ from within a parent graph they arrive under the subgraph's namespace, with ``su
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, NotRequired
 
@@ -32,11 +35,12 @@ from rfx_agent.adapters.graph.source import Given, Source, streaming, task_id
 from rfx_agent.case import Case, Outcome
 from rfx_agent.codec import dump, load, load_case, plain, unreadable
 from rfx_agent.engine.drive import Flow, drive, drive_async
-from rfx_agent.engine.nodes import REMEDIES, diagnose, start
+from rfx_agent.engine.nodes import carry_out, diagnose, start
 from rfx_agent.engine.run import Run
 from rfx_agent.errors import ConfigError, StateError
 from rfx_agent.records import Step
 from rfx_agent.recovery import Recovery
+from rfx_agent.remedies.chosen import chosen
 
 __all__ = ["RecoveryInput", "RecoveryOutput", "RecoveryState", "case_of", "outcome_of", "recovery_graph", "step_input"]
 
@@ -88,6 +92,7 @@ def recovery_graph(
     interrupts: bool = True,
     checkpointer: Checkpointer = None,
     name: str = "recovery",
+    nodes: Sequence[str] = (),
 ) -> CompiledStateGraph[RecoveryState, Any, RecoveryInput, RecoveryOutput]:
     """The recovery graph, compiled: on its own with a checkpointer, or as a node of another graph.
 
@@ -99,17 +104,15 @@ def recovery_graph(
             ``unresolved``. An interrupt needs a checkpointer, here or in the parent graph.
         checkpointer: as ``StateGraph.compile`` takes it.
         name: the graph's name in traces and drawings.
+        nodes: further nodes, for remedies of one's own, where ``recovery`` is a function: what it will give is not
+            known when the graph is built.
 
     Raises:
         ConfigError: ``recovery`` is neither.
     """
     source = Source(recovery, where="recovery_graph")
-    absent = set()
-    if source.fixed is not None:
-        absent = {
-            node for node, part in (("tool_verify", "tool"), ("steer", "steerer")) if not getattr(source.fixed, part)
-        }
-    remedies = [node for node in REMEDIES if node not in absent]
+    own = [] if source.fixed is None else [r.node or r.name for r in chosen(source.fixed).values()]
+    remedies = list(dict.fromkeys((*_NODES, *own, *nodes)))
 
     def opened(run: Run, state: RecoveryState) -> Flow[Case]:
         return diagnose(run, _opened(run, state), human=interrupts)
@@ -119,7 +122,7 @@ def recovery_graph(
         if case.outcome is None and case.ask is None and route not in remedies:
             raise ConfigError(
                 f"recovery graph: policy {case.decision.policy} chose route {route!r} on step {case.step.id}, and the "
-                f"recovery has no part for it; give the recovery a tool or a steerer, or choose among {remedies}"
+                f"graph has no such node; name it in recovery_graph(nodes=[...]), or choose among {remedies}"
             )
         return _routed(case)
 
@@ -133,12 +136,15 @@ def recovery_graph(
     )
     builder.add_edge(START, "diagnose")
     for node in remedies:
-        flow = _flow_node(node, source, _kept(REMEDIES[node]), _returned)
+        flow = _flow_node(node, source, _kept(carry_out), _returned)
         builder.add_node(node, flow, destinations=("diagnose",))
     if interrupts:
         builder.add_node("escalate", _flow_node("escalate", source, _kept(ask_person), _answered))
         builder.add_edge("escalate", END)
     return builder.compile(checkpointer=checkpointer, name=name)
+
+
+_NODES = ("resample", "extend", "revise", "tool_verify", "delegate", "steer")
 
 
 class _Node(Runnable[RecoveryState, Any]):

@@ -12,9 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
+from rfx_agent.evidence.kinds import kind_of
 from rfx_agent.lab.collect.journal import Fingerprint, Key
-from rfx_agent.lab.common import REMEDIES
+from rfx_agent.lab.common import KINDS, REMEDIES, in_columns
 from rfx_agent.lab.dataset import FORMAT
+from rfx_agent.records import Rollout, Verdict
 
 __all__ = ["Rows", "assemble", "failed_draws", "needed", "screened"]
 
@@ -102,6 +104,9 @@ def _rollout(body: Mapping[str, Any], key: Key, records: Records) -> dict[str, A
     record = records[key]
     row: dict[str, Any] = {"problem_id": key.problem, "generator": body["generator"], "remedy": key.remedy}
     row |= {name: value for name, value in record.items() if name not in ("notes", "proxies")}
+    if "kind" not in record and key.remedy == "retry" and failing(record):  # of a version that kept none
+        draw = Rollout(record["text"], finish_reason=record["finish_reason"], verdict=Verdict(False))
+        row["kind"] = kind_of(draw)
     row |= record.get("proxies") or {}
     if key.remedy == "retry":
         # In the dataset these are the two-model ones; by proxies they only served to steer.
@@ -128,12 +133,15 @@ def _failure(
             row |= {name: math.fsum(r[name] for r in usable) / len(usable) for name in names}
             behind = len(usable)
     row["n_failed_rollouts"] = behind
-    for remedy in REMEDIES:
+    for remedy in in_columns([*REMEDIES, *(r["remedy"] for r in rows)]):
         # The screening draw failed by selection: it says nothing of the rate.
         tries = [r for r in rows if r["remedy"] == remedy and (remedy != "retry" or r["attempt"] > 0)]
         row[f"{remedy}_attempts"] = len(tries)
         if tries:
             row[remedy] = sum(r["passed"] for r in tries) / len(tries)
+            row[f"{remedy}_tokens"] = sum(r["prompt_tokens"] + r["completion_tokens"] for r in tries) / len(tries)
+    known = [r["kind"] for r in rows if r["remedy"] == "retry" and r.get("kind") is not None]
+    row |= {f"kind_{kind}": known.count(kind) / len(known) for kind in KINDS if known}
     expected = body["expected"]
     row["prompt"] = json.dumps(body["messages"], ensure_ascii=False)
     row["expected"] = expected if expected is None or isinstance(expected, str) else json.dumps(expected)

@@ -9,11 +9,13 @@ from typing import Any
 from rfx_agent.checks import number, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.lab.collect.journal import Fingerprint
-from rfx_agent.lab.common import REMEDIES
 from rfx_agent.lab.problems.problem import Problem
 from rfx_agent.ports import Sampler, Scorer, Steerer, Tool, Verifier
+from rfx_agent.records import REMEDY_NAME
 
 __all__ = ["Plan"]
+
+_TAKEN = ("retry", "tool", "score", "human")  # units of other work, and a person
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +86,10 @@ class Plan:
             if problem.verifier is None and self.verifier is None:
                 raise ConfigError(f"plan: problem {problem.id!r} has no verifier; give it or the plan one")
         offered = () if self.steerer is None else self.steerer.operators
-        if unknown := [name for name in self.steered if name not in offered or name not in REMEDIES]:
+        if unknown := [name for name in self.steered if name not in offered]:
             raise ConfigError(f"plan: operators has {unknown}; the steerer offers {list(offered)}")
+        if unnamed := [name for name in self.steered if name in _TAKEN or not REMEDY_NAME.fullmatch(name)]:
+            raise ConfigError(f"plan: operators has {unnamed}; give names of [a-z0-9_] other than {', '.join(_TAKEN)}")
 
     @property
     def steered(self) -> tuple[str, ...]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rfx_agent.errors import FeatureError, SamplerError, ToolInputError, VerifierError
+from rfx_agent.evidence.kinds import kind_of
 from rfx_agent.lab.collect.journal import Key, Unit
 from rfx_agent.lab.collect.measure import proxies
 from rfx_agent.lab.collect.tables import pack
@@ -92,6 +94,7 @@ async def _decoded(
     heat = ask.temperature if rollout.temperature is None else rollout.temperature
     record = _record(key, seed, heat, rollout.text, verdict, result.usage, seconds)
     record |= {"finish_reason": rollout.finish_reason, "start": rollout.start, "notes": [*map(as_text, result.notes)]}
+    record["kind"] = kind_of(replace(rollout, verdict=verdict))
     try:
         record |= proxies(plan.temperature, rollout.logprobs, rollout)
     except FeatureError as error:
@@ -115,6 +118,7 @@ def _record(
         "passed": verdict is not None and bool(verdict.passed),
         "score": None if verdict is None or verdict.score is None else float(verdict.score),
         "finish_reason": None,
+        "kind": None,
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "seconds": round(seconds, 3),

@@ -14,7 +14,7 @@ from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.agreement import agreement
 from rfx_agent.evidence.features import ONE_MODEL, TWO_MODEL
 from rfx_agent.lab.calibrate import Population
-from rfx_agent.lab.common import FEATURES, REMEDIES
+from rfx_agent.lab.common import FEATURES, in_columns
 from rfx_agent.lab.dataset import Dataset, read_dataset
 from rfx_agent.lab.evidence.intervals import Floats
 from rfx_agent.lab.profiles import Profile
@@ -105,7 +105,8 @@ def read_outcomes(source: str | os.PathLike[str] | Dataset) -> Outcomes:
     problems = failures["problem_id"]
     row = {name: i for i, name in enumerate(problems)}
     drawn: list[list[tuple[str | None, bool, float]]] = [[] for _ in problems]
-    found: dict[str, list[list[float]]] = {op: [[] for _ in problems] for op in REMEDIES}
+    remedies = in_columns(["retry", *rollouts["remedy"]])
+    found: dict[str, list[list[float]]] = {op: [[] for _ in problems] for op in remedies}
     for problem, remedy, attempt, answer, passed, tokens in zip(*(rollouts[k] for k in keys), strict=True):
         if (at := row.get(problem)) is None:
             continue

@@ -89,7 +89,8 @@ def _read(choice: Any, at: int, prefix: str, prompt_ids: tuple[int, ...] | None)
         isinstance(entries, list) and all(isinstance(e, Mapping) and "token" in e for e in entries)
     ):
         raise MalformedReplyError(f"choice {at} has log-probabilities of an unknown shape")
-    text = _text(message.get("content")) or _text(message.get("refusal"))
+    text, refused = _text(message.get("content")), _text(message.get("refusal"))
+    text = text or refused
     # llama.cpp repeats the prefix in the content, others do not. Tokens are only of what was generated: where
     # they begin with the prefix, the model itself repeated it.
     if prefix and text.startswith(prefix) and not (entries and covered(entries).startswith(prefix)):
@@ -97,7 +98,7 @@ def _read(choice: Any, at: int, prefix: str, prompt_ids: tuple[int, ...] | None)
     return Choice(
         text=text,
         index=index if isinstance(index, int) else at,
-        finish_reason=choice.get("finish_reason"),
+        finish_reason="refusal" if refused else choice.get("finish_reason"),
         entries=entries or None,
         token_ids=read_ids(choice.get("token_ids")),
         prompt_ids=prompt_ids or None,

@@ -1,0 +1,158 @@
+"""A remedy of the user's own: what to ask, or what to try, given a step and the answers that failed."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC
+from collections.abc import Sequence
+
+from rfx_agent.budgets.step import Price
+from rfx_agent.case import Attempt, Case
+from rfx_agent.engine import costs
+from rfx_agent.engine.drive import Call, Flow, Reply
+from rfx_agent.engine.run import Purchase, Run
+from rfx_agent.errors import ConfigError
+from rfx_agent.events import ToolRan
+from rfx_agent.ports import Remedy, Sampler
+from rfx_agent.records import Message, Rollout, SampleRequest, Spend, Step, ToolResult
+from rfx_agent.remedies.base import NO_MODEL, asking, candidates, seed_of
+
+__all__ = ["Custom"]
+
+
+class Custom(Remedy, ABC):
+    """Derive from it, give it a ``name``, and write one of two methods.
+
+    ``messages`` asks a model: the recovery's own, or ``sampler`` at ``price``. ``candidate`` gives an answer without
+    one, such as a look-up. What comes of either is judged like every other answer, and paid for under the budget.
+
+    Attributes:
+        name: of the remedy, ``[a-z0-9_]+``; also the name of its node in the graph.
+        sampler: another model than the recovery's, or None.
+        price: of its tokens.
+        seconds: ``candidate`` is cancelled after so many.
+
+    Example:
+        >>> class Hint(Custom):
+        ...     name = "hint"
+        ...     def messages(self, step, failed):
+        ...         return (*step.messages, {"role": "user", "content": "Count the letters one by one."})
+        >>> Hint().messages(Step.of("How many r's?"), ())[-1]["content"]
+        'Count the letters one by one.'
+    """
+
+    sampler: Sampler | None = None
+    price: Price | None = None
+    seconds: float = 30.0
+
+    def available(self, step: Step, failed: Sequence[Rollout]) -> str:
+        """Why it can do nothing for this failure; "" where it can, the default. Pure, and quick: asked often.
+
+        Args:
+            step: the step.
+            failed: the rollouts that failed, oldest first, with ``kind`` and ``verdict``.
+        """
+        return ""
+
+    def messages(self, step: Step, failed: Sequence[Rollout]) -> Sequence[Message] | None:
+        """What to ask the model, in OpenAI's chat format. Pure: it is asked for the price too."""
+        return None
+
+    def candidate(self, step: Step, failed: Sequence[Rollout]) -> str | None:
+        """An answer, or None where it has none. Runs in a thread where the deployment is async."""
+        raise NotImplementedError
+
+    def bound(self, run: Run, case: Case) -> Spend | str:
+        """See ``Remedy``."""
+        if why := self.available(case.step, case.failed):
+            return why
+        if self._looks_up:
+            return Spend(attempts=1, seconds=0.001, tool_seconds=self.seconds)
+        asked = self._request(run, case)
+        return asked if isinstance(asked, str) else asked[1] + Spend(attempts=1)
+
+    def attempt(self, run: Run, case: Case) -> Flow[Case]:
+        """See ``Remedy``."""
+        if self._looks_up:
+            return (yield from self._looked_up(run, case))
+        asked = self._request(run, case)
+        if isinstance(asked, str):
+            return case.add((), Attempt(self.name, note=asked))
+        request, each = asked
+        model = self.sampler or run.sampler
+        assert model is not None  # noqa: S101  # _request has looked
+        own = self.sampler is None
+        told = asking(model, request, each, price=None if own else self.price, blocks=False, elsewhere=not own)
+        return (yield from candidates(run, case, self.name, 1, told))
+
+    @property
+    def _looks_up(self) -> bool:
+        return type(self).candidate is not Custom.candidate
+
+    def _request(self, run: Run, case: Case) -> tuple[SampleRequest, Spend] | str:
+        """What the model is asked and the most that it costs; or why it is not asked."""
+        model = self.sampler or run.sampler
+        if model is None:
+            return NO_MODEL
+        if self.sampler is None and not model.takes_revision:
+            return f"{model.name} cannot be asked anything but its own prompt"
+        given = self.messages(case.step, case.failed)
+        if given is None:
+            return "it asks nothing here"
+        messages = tuple(given)
+        if not messages or not all(isinstance(m, dict) and "role" in m for m in messages):
+            raise ConfigError(f"remedy {self.name}: messages gave {given!r}; give a list of chat messages, or None")
+        request = SampleRequest(
+            messages,
+            temperature=run.temperature,
+            max_tokens=run.settings.max_tokens,
+            seed=seed_of(run, case),
+            revision=_behind(case.step, messages),
+        )
+        price = None if self.sampler is None else self.price
+        return request, costs.of_completion(run, costs.bytes_of(messages), calls=model.max_calls, price=price)
+
+    def _looked_up(self, run: Run, case: Case) -> Flow[Case]:
+        def price(replies: tuple[Reply, ...]) -> Spend:
+            return Spend(attempts=1, seconds=replies[0].seconds, tool_seconds=replies[0].seconds)
+
+        def tell(replies: tuple[Reply, ...]) -> list[ToolRan]:
+            (reply,) = replies
+            failed = reply.error is not None or reply.value.answer is None
+            return [ToolRan(case.step.id, self.name, failed, reply.seconds, self.name, run_id=case.run_id)]
+
+        def look() -> ToolResult:
+            return ToolResult(self.candidate(case.step, case.failed))
+
+        async def alook() -> ToolResult:
+            return await asyncio.to_thread(look)
+
+        cost = Spend(attempts=1, seconds=0.001, tool_seconds=self.seconds)
+        about = (self.name, [x.text for x in case.failed])
+        case, paid = yield from run.pay(
+            case,
+            Purchase(
+                purpose="tool",
+                cost=cost,
+                calls=(Call(look, alook, (), limit=self.seconds),),
+                about=about,
+                gives=ToolResult,
+                price=price,
+                tell=tell,
+            ),
+        )
+        if paid.refused:
+            return case.add((), Attempt(self.name, note=paid.why))
+        (reply,) = paid.replies
+        if reply.error is not None:
+            note = f"remedy {self.name}: {type(reply.error).__name__}: {reply.error}"
+            return case.note(note).add((), Attempt(self.name, misses=1, note=note[:300]))
+        answer = reply.value.answer
+        made = () if answer is None else (Rollout(str(answer), remedy=self.name),)
+        return case.add(made, Attempt(self.name, 1, len(made), misses=int(not made)))
+
+
+def _behind(step: Step, messages: tuple[Message, ...]) -> str | None:
+    """What ``messages`` say behind the step's own, as text: for a chain, a node or an agent that is run again."""
+    texts = [m.get("content") for m in messages if m not in step.messages]
+    return "\n\n".join(str(x) for x in texts) or None
