@@ -77,7 +77,8 @@ class Diagnosis:
         words: per available remedy, what a sentence calls it.
         unavailable: per remedy of the deployment that is not available for this failure, why.
         measurable: whether further draws can give features that may route.
-        prior: where the beliefs come from, for the decision's sentence.
+        priors: per available remedy, where the belief in it comes from, for the decision's sentence.
+        priced: whether the models have prices, so that remedies are compared in dollars; else in tokens.
     """
 
     step_id: str
@@ -106,7 +107,8 @@ class Diagnosis:
     words: Mapping[str, str] = field(default_factory=dict)
     unavailable: Mapping[str, str] = field(default_factory=dict)
     measurable: bool = False
-    prior: str = ""
+    priors: Mapping[str, str] = field(default_factory=dict)
+    priced: bool = False
 
     @property
     def answered(self) -> bool:
@@ -259,6 +261,14 @@ class Case:
         """
         spent = self.ledger.spent
         return spent.calls / spent.asked if spent.asked else None
+
+    @property
+    def revisable(self) -> Rollout | None:
+        """The failed answer that a model could be shown: the last one that the verifier said something of, else the
+        last one that it turned down as an answer. One that was cut off or refused needs something else."""
+        shown = [x for x in self.failed if x.kind in ("wrong", "malformed", "no_answer")]
+        told = next((x for x in reversed(shown) if x.told), None)
+        return told or next((x for x in reversed(shown) if x.text.strip()), None)
 
     @property
     def failed(self) -> tuple[Rollout, ...]:

@@ -59,6 +59,8 @@ class Sampler(ABC):
         takes_max_tokens: whether ``SampleRequest.max_tokens`` is honoured.
         takes_revision: whether it can be told of a failed answer: ``messages`` is read, or ``revision``.
         drives_tools: whether it can be asked for a tool's input.
+        runs_again: whether a draw is a run of the user's own chain, node or agent on its own input, so that of
+            ``messages`` only what ``revision`` says reaches it.
         max_calls: the most requests that one draw may cause, transport retries included; so many are reserved under
             ``RetryBudget.calls``.
     """
@@ -69,6 +71,7 @@ class Sampler(ABC):
     takes_max_tokens: bool = True
     takes_revision: bool = True
     drives_tools: bool = True
+    runs_again: bool = False
     max_calls: int = 1
 
     @abstractmethod
@@ -96,11 +99,14 @@ class Remedy(ABC):
         name: what records, policies, budgets and logs know it by: ``[a-z0-9_]+``.
         node: the node of the graph that carries it out; by default the remedy's own name.
         words: what a decision's sentence calls it; by default its name.
+        elsewhere: whether an attempt needs nothing of the deployment's own model, so that it can help where that model
+            is out of reach.
     """
 
     name: str
     node: str = ""
     words: str = ""
+    elsewhere: bool = False
 
     @abstractmethod
     def bound(self, run: Any, case: Case) -> Spend | str:
@@ -126,11 +132,14 @@ class Verifier(ABC):
         needs_peers: whether a verdict depends on the other rollouts (agreement); then failed rollouts are judged
             again when more samples arrive.
         instant: whether a verdict cannot hang, so that no timeout has to watch over it.
+        blind: whether its feedback cannot hold what the answer is compared with, because it never reads
+            ``step.expected``. Any other's feedback is searched for it before a model is told.
     """
 
     name: str
     needs_peers: bool = False
     instant: bool = False
+    blind: bool = False
 
     @abstractmethod
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:

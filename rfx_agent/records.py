@@ -20,6 +20,7 @@ from rfx_agent.evidence.tables import TopLogprobs
 
 __all__ = [
     "ANSWER_KEPT",
+    "FEEDBACK_KEPT",
     "REMEDY_NAME",
     "Agreement",
     "Evidence",
@@ -44,11 +45,12 @@ Message: TypeAlias = Mapping[str, Any]
 
 
 _LENIENT = ConfigDict(coerce_numbers_to_str=True)  # of what ports give: a server's id may be a number
-
 REMEDY_NAME = re.compile(r"[a-z0-9_]+")
 """What a remedy may be called: ``REMEDY_NAME.fullmatch(name)``."""
 ANSWER_KEPT = 200
 """Characters kept of a failed rollout's parsed answer."""
+FEEDBACK_KEPT = 4_000
+"""Characters kept of a verdict's feedback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +275,7 @@ class Rollout:
     @property
     def told(self) -> bool:
         """Whether the verifier said what is wrong with it, in words that a model may read."""
-        return self.verdict is not None and bool((self.verdict.feedback or "").strip())
+        return self.verdict is not None and bool(str(self.verdict.feedback or "").strip())
 
     @property
     def answer(self) -> str | None:
@@ -296,6 +298,8 @@ class Rollout:
             answer = verdict.answer or ""
             digest = hashlib.sha256(answer.encode(errors="replace")).hexdigest()[:12]
             verdict = replace(verdict, answer=f"{answer[:ANSWER_KEPT]}…{digest}")
+        if verdict is not None and len(str(verdict.feedback or "")) > FEEDBACK_KEPT:
+            verdict = replace(verdict, feedback=str(verdict.feedback)[:FEEDBACK_KEPT])
         return replace(self, prompt_ids=None, tokens=None, logprobs=None, verdict=verdict)
 
 

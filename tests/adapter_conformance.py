@@ -59,7 +59,6 @@ class Limits:
         single: it asks for one completion at a time.
         takes_prefix: whether a draw can go on from a text, at a temperature of its own.
         takes_max_tokens: whether the cap on a draw's tokens can be raised.
-        tells_the_end: whether it is known how a draw ended, and not only its text.
         draw_fields: fields of a request for a draw that reach the model. Requests for a tool's input carry all.
     """
 
@@ -67,7 +66,6 @@ class Limits:
     single: bool = False
     takes_prefix: bool = True
     takes_max_tokens: bool = True
-    tells_the_end: bool = True
     draw_fields: tuple[str, ...] = ALL_FIELDS
 
 
@@ -164,12 +162,7 @@ class WrapWay(Way):
     """``with_recovery`` around a chat model. A chain is run on its input and asked for nothing else."""
 
     limits = Limits(
-        own_candidate=True,
-        single=True,
-        takes_prefix=False,
-        takes_max_tokens=False,
-        tells_the_end=False,
-        draw_fields=("n", "messages"),
+        own_candidate=True, single=True, takes_prefix=False, takes_max_tokens=False, draw_fields=("n", "messages")
     )
 
     def __init__(self, *, streaming: bool = False) -> None:
@@ -242,17 +235,15 @@ class Limited:
     name = "scripted"
 
     def __init__(self, inner: ScriptedSampler, limits: Limits) -> None:
-        self._inner, self._limits = inner, limits
+        self._inner, self._single = inner, limits.single
         self.continues_prefix = inner.continues_prefix and limits.takes_prefix
         self.takes_max_tokens = limits.takes_max_tokens
 
     def sample(self, request: SampleRequest) -> SampleResult:
-        each = [replace(request, n=1)] * request.n if self._limits.single else [request]
-        made = [self._inner.sample(one) for one in each]
-        rollouts = tuple(x for m in made for x in m.rollouts)
-        if not self._limits.tells_the_end and request.purpose == "answer":
-            rollouts = tuple(replace(x, finish_reason=None) for x in rollouts)
-        return SampleResult(rollouts, sum((m.usage for m in made), Usage()))
+        if not self._single:
+            return self._inner.sample(request)
+        made = [self._inner.sample(replace(request, n=1)) for _ in range(request.n)]
+        return SampleResult(tuple(x for m in made for x in m.rollouts), sum((m.usage for m in made), Usage()))
 
     async def asample(self, request: SampleRequest) -> SampleResult:
         return self.sample(request)

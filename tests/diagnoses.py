@@ -38,6 +38,6 @@ def diagnosis(**changes: Any) -> Diagnosis:
         kind="wrong",
         nodes=nodes(cost),
         words={name: name.replace("_", " ") for name in cost},
-        prior="built-in",
+        priors=dict.fromkeys(cost, "built-in"),
     )
     return replace(base, **changes)

@@ -89,11 +89,11 @@ SCENARIOS: dict[str, Scenario] = {
         options=EXTRA | {"concurrency": 4},
     ),
     "local-temp": Scenario(
-        [measured(), "42"],
+        [measured(), "40", "44", "42"],
         "rescued",
         ["resample", "accept"],
         "passed",
-        options={"extra_samples": 1, "verifier": ScriptedVerifier(lambda text: text.endswith("42"))},
+        options=EXTRA | {"verifier": ScriptedVerifier(lambda text: text.endswith("42"))},
         continues_prefix=True,
     ),
     "extend": Scenario(
@@ -127,7 +127,7 @@ SCENARIOS: dict[str, Scenario] = {
     "no-budget-for-draws": Scenario(
         [], "unresolved", ["escalate"], "budget:attempts", options=EXTRA | {"budget": RetryBudget(attempts=0)}
     ),
-    # A draw passes with .13 / (1 + n) after n failed ones. At a worth of 60 draws that pays up to the sixth.
+    # A draw passes with .13 / (1 + n) after n failed ones. At a worth of 60 draws that pays until seven have failed.
     "out-of-reach": Scenario(
         [str(i) for i in range(50, 57)],
         "unresolved",

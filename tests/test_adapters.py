@@ -82,14 +82,14 @@ def test_the_model_is_asked_with_these_parameters(way: Way, use_async: bool) -> 
     if way.limits == Limits():
         assert resample.requests == [ask(3, 0), ask(4, 3)]
         assert by_draw.requests == [ask(1, 0), ask(1, 1), ask(1, 2)]
-        assert lifted.requests == [ask(1, 0), ask(1, 1, 1.0, "a " * 7)]
+        assert lifted.requests == [ask(3, 0), ask(1, 3, 1.0, "a " * 7)]
         assert lifted.decisions[0] == ("resample", "local_temp", "worth:local_temp")
         assert tool.requests == [ask(3, 0), ask(1, 3, more=TOOL)]
     else:
         own = {name: ask(1, 0)[name] for name in way.limits.draw_fields}
         assert resample.requests == [own] * 7
         assert by_draw.requests == [own] * 3
-        assert lifted.requests == [own] * 2
+        assert lifted.requests == [own] * 4
         assert lifted.decisions[0] == ("resample", "retry", "worth:retry")
         assert tool.requests == [own] * 3 + [ask(1, 3, more=TOOL)]
     assert resample.decisions[0] == ("resample", "retry", "worth:retry")

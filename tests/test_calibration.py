@@ -290,7 +290,7 @@ def believed(remedy: str, calibration: Calibration = LOCAL, **about: Any) -> tup
 )
 def test_the_built_in_belief_goes_by_remedy_kind_and_feedback(remedy: str, about: Any, mean: float) -> None:
     got, _, said = believed(remedy, **about)
-    assert (got, said) == (mean, "built-in, worth 8 failures of your own at most")
+    assert (got, said) == (mean, "built-in prior, worth 8 failures at most")
     assert believed(remedy, Calibration.published(), **about)[0] == mean  # the published priors are of other operators
 
 
@@ -337,11 +337,12 @@ def test_features_that_may_route_are_held_against_the_priors_that_they_were_publ
 def test_a_decisions_sentence_names_where_its_rates_come_from() -> None:
     counted = replace(LOCAL, counts={"retry|wrong": (8, 8)})
     for calibration, said in (
-        (LOCAL, "built-in, worth 8 failures of your own at most"),
+        (LOCAL, "built-in prior, worth 8 failures at most"),
         (counted, "'till', 8 attempts"),
     ):
         sampler, verifier = ScriptedSampler(["42"]), ScriptedVerifier(["42"])
         case = Recovery(sampler, verifier, calibration=calibration).run("What is 6 times 7?", "41")
         first = case.decisions[0]
         assert first.reason == "worth:retry"
-        assert first.sentence.endswith(f"{said}.")
+        assert "rescues with " in first.sentence
+        assert first.sentence.endswith(f"{said}).")

@@ -124,7 +124,7 @@ def test_no_draws_are_bought_for_features_that_have_nothing_to_choose_from() -> 
     assert [d.reason for d in alone.decisions] == ["worth:retry", "gate:stochastic", "budget:attempts"]
     parts: dict[str, Any] = {"steerer": Steering(), "calibration": calibrated(), "extra_samples": None}
     unscored = recovery(scorer=None, **parts).run(STEP, "41")
-    assert [d.reason for d in unscored.decisions] == ["worth:dense_steer", "passed"]
+    assert [d.reason for d in unscored.decisions] == ["worth:retry", "worth:dense_steer", "passed"]
 
 
 def test_features_outside_their_calibration_are_reported_and_do_not_route() -> None:

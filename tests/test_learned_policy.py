@@ -169,7 +169,7 @@ def test_decisions_branch_by_branch() -> None:
     policy = LearnedPolicy()
     assert isinstance(policy, Policy)
     assert policy.decide(diagnosis(passed="r2"), Ledger()).route == "accept"
-    assert policy.decide(diagnosis(blocked="no model"), Ledger()).reason == "sampler_error"
+    assert policy.decide(diagnosis(blocked="no model", cost={}), Ledger()).reason == "sampler_error"
     assert policy.decide(diagnosis(cost={}), Ledger()).reason == "no_route"
     assert policy.decide(diagnosis(), Ledger(RetryBudget(samples=0))).reason == "budget:samples"
     decision = policy.decide(diagnosis(cost={"retry": ONE}), Ledger())

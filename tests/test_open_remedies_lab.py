@@ -437,7 +437,7 @@ def test_the_default_policy_is_asked_what_the_engine_would_ask_it(features: tupl
     mine = player.diagnosis(0, tuple(tried.get(op, 0) for op in cell.remedies))
     for name in ("evidence", "features", "z", "routable", "draws", "tried", "cost", "kinds", "kind", "told", "failed"):
         assert getattr(mine, name) == getattr(theirs, name), name
-    assert (mine.turn, mine.nodes, mine.prior) == (theirs.turn, theirs.nodes, theirs.prior)
+    assert (mine.turn, mine.nodes, mine.priors) == (theirs.turn, theirs.nodes, theirs.priors)
     assert mine.posterior == theirs.posterior
 
 

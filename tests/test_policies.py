@@ -232,12 +232,12 @@ def test_what_a_rescue_is_worth_is_the_deployments_to_say() -> None:
 def test_the_sentence_names_what_failed_the_price_the_next_best_and_the_prior() -> None:
     decision = decide(plain(kinds={"wrong": 2, "no_answer": 1}))
     assert decision.sentence == (
-        "3 answers failed (2 wrong, 1 no answer). Tool rescues with 33% at 1.5 times the price of a draw. "
-        "Next best: retry, 13%. These rates are built-in."
+        "3 answers failed (2 wrong, 1 no answer). Tool rescues with 33% (built-in) at 1.5 times the price of a "
+        "draw. Next best: retry, 13%."
     )
-    alone = plain(cost={"retry": ONE}, prior="from calibration 'mine', 40 attempts")
+    alone = plain(cost={"retry": ONE}, priors={"retry": "from calibration 'mine', 40 attempts"})
     assert decide(alone).sentence == (
-        "1 answer failed (1 wrong). Retry rescues with 13%. These rates are from calibration 'mine', 40 attempts."
+        "1 answer failed (1 wrong). Retry rescues with 13% (from calibration 'mine', 40 attempts)."
     )
 
 
@@ -312,7 +312,7 @@ def test_a_cap_is_named_that_the_cheapest_remedy_would_cross() -> None:
 
 
 def test_a_model_that_cannot_be_reached_goes_to_a_person() -> None:
-    decision = decide(diagnosis(blocked="connection refused"))
+    decision = decide(diagnosis(blocked="connection refused", cost={}))
     assert (decision.route, decision.reason, decision.sentence) == (
         "escalate",
         "sampler_error",
@@ -340,12 +340,12 @@ def test_the_same_diagnosis_gives_the_same_decision() -> None:
 
 def test_prices_are_in_dollars_where_all_are_known_and_else_in_tokens() -> None:
     cost = {"retry": Spend(tokens=500, usd=0.01), "tool": Spend(tokens=750, usd=0.04)}
-    assert in_one_currency(cost) == pytest.approx({"retry": 1.0, "tool": 4.0})
-    unpriced = {**cost, "delegate": Spend(tokens=1000)}
-    assert in_one_currency(unpriced) == {"retry": 1.0, "tool": 1.5, "delegate": 2.0}
+    assert in_one_currency(cost, priced=True) == pytest.approx({"retry": 1.0, "tool": 4.0})
+    assert in_one_currency(cost, priced=False) == {"retry": 1.0, "tool": 1.5}
     # Without a draw to compare with, the cheapest is the unit.
-    assert in_one_currency({"tool": Spend(tokens=300), "revise": Spend(tokens=200)}) == {"tool": 1.5, "revise": 1.0}
-    assert in_one_currency({}) == {}
+    few = {"tool": Spend(tokens=300), "revise": Spend(tokens=200)}
+    assert in_one_currency(few, priced=False) == {"tool": 1.5, "revise": 1.0}
+    assert in_one_currency({}, priced=False) == {}
 
 
 def test_what_costs_nothing_has_a_known_price() -> None:
@@ -354,7 +354,9 @@ def test_what_costs_nothing_has_a_known_price() -> None:
         "delegate": Spend(tokens=500, usd=0.1),
         "look_up": Spend(attempts=1, tool_seconds=30.0),
     }
-    assert in_one_currency(cost) == pytest.approx({"retry": 1.0, "delegate": 10.0, "look_up": 0.0})
+    assert in_one_currency(cost, priced=True) == pytest.approx({"retry": 1.0, "delegate": 10.0, "look_up": 0.0})
+    free = {"retry": Spend(tokens=500), "delegate": Spend(tokens=500, usd=0.1)}
+    assert in_one_currency(free, priced=True) == {"retry": 0.0, "delegate": 1.0}
 
 
 @pytest.mark.parametrize(("dollars", "reason"), [(2.0, "worth:delegate"), (200.0, "worth:retry")])

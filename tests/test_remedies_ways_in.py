@@ -126,16 +126,42 @@ def test_a_prompt_function_tells_which_value_is_the_prompt(run: Any) -> None:
 def test_an_input_that_nothing_tells_the_prompt_of_needs_a_function(run: Any) -> None:
     model = Chat()
     value = {"context": "a letter", "question": "How much?"}
+    chain = RunnableLambda(lambda given: f"{given['context']} {given['question']}") | model | StrOutputParser()
     with pytest.raises(Unresolved) as raised:
-        run(with_recovery(prompted(model, *value), verifier=VERIFIER, remedies=[Revise()]), value)
+        run(with_recovery(chain, verifier=VERIFIER, remedies=[Revise()]), value)
     assert "cannot be told of a failed answer" in str(raised.value)
     told = with_recovery(
-        prompted(model, *value),
+        chain,
         verifier=VERIFIER,
         remedies=[Revise()],
         revise=lambda given, addition: {**given, "context": f"{given['context']}\n{addition}"},
     )
     assert run(told, value) == "right"
+
+
+@both
+def test_behind_a_template_the_revision_stands_behind_the_whole_prompt(run: Any) -> None:
+    model, large = Chat(), ScriptedSampler(["wrong", "right"])
+    text = "Translate '{text}' into French."
+    chain = ChatPromptTemplate.from_messages([("user", text)]) | model | StrOutputParser()
+    assert run(with_recovery(chain, verifier=VERIFIER), {"text": "hello"}) == "right"
+    assert str(model.seen[-1][-1].content).startswith("Translate 'hello' into French.\n\nAn earlier answer")
+    delegated = with_recovery(chain, verifier=VERIFIER, remedies=[Delegate(large)])
+    assert run(delegated, {"text": "hello"}) == "right"
+    assert large.requests[0].messages == ({"role": "user", "content": "Translate 'hello' into French."},)
+
+
+@both
+def test_a_chains_cut_message_is_cut_and_not_wrong(run: Any) -> None:
+    model, kinds = Chat(max_tokens=20, cut_below=40), list[str | None]()
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Judged):
+            kinds.append(event.kind)
+
+    with pytest.raises(Unresolved):
+        run(with_recovery(model, verifier=VERIFIER, on_event=watch, budget=RetryBudget(attempts=1)), "How much?")
+    assert kinds == ["cut", "cut"]  # its cap is its own, so it is drawn again
 
 
 class Total(BaseModel):
@@ -262,3 +288,22 @@ def test_a_chain_delegates_its_step_to_a_second_model(run: Any) -> None:
     chain = with_recovery(RunnableLambda(lambda _: "wrong"), verifier=VERIFIER, remedies=[Retry(), Delegate(large)])
     assert run(chain, "How much?") == "right"
     assert large.requests[0].messages == ({"role": "user", "content": "How much?"},)
+
+
+@both
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_agent_with_tools_is_told_only_where_that_is_asked_for(run: Any, asked: bool) -> None:
+    def look(what: str) -> str:
+        """Look something up."""
+        return what
+
+    model = Chat()
+    more: dict[str, Any] = {"remedies": [Revise()]} if asked else {}
+    middleware = RecoverabilityMiddleware(verifier=VERIFIER, budget=RetryBudget(attempts=1), **more)
+    agent = create_agent(model, [look], middleware=[middleware])
+    if asked:
+        assert run(agent, {"messages": [HumanMessage("How much?")]})["messages"][-1].content == "right"
+    else:
+        with pytest.raises(Unresolved):
+            run(agent, {"messages": [HumanMessage("How much?")]})
+        assert HINT not in str(model.seen)

@@ -185,7 +185,7 @@ def test_a_run_that_is_started_again_pays_for_nothing_twice(name: str, way: Call
     again = scenario.recovery(shared=shared)
     second = way(again, scenario.candidate)
     if name == "local-temp":  # the junction went with the tables of the process that died, so what follows is new
-        assert [x.text for x in second.rollouts[:2]] == [x.text for x in first.rollouts[:2]]
+        assert [x.text for x in second.rollouts[:4]] == [x.text for x in first.rollouts[:4]]
         assert "draws of a run that was interrupted come back without their log-probabilities" in second.notes
         assert (first.decisions[0].remedy, second.decisions[0].remedy) == ("local_temp", "retry")
         assert requests(again) == len(second.attempts) - 1

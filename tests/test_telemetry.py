@@ -102,7 +102,7 @@ SPANS = {
     "extra-sample": [VERDICT, CHAT, VERDICT, VERDICT, VERDICT],
     "draw-by-draw": [VERDICT, *[CHAT, VERDICT] * 3],
     "tool-at-once": [VERDICT, CHAT, PROGRAM, VERDICT],
-    "local-temp": [VERDICT, *[CHAT, VERDICT] * 2],
+    "local-temp": [VERDICT, CHAT, *[VERDICT] * 3, CHAT, VERDICT],
     "extend": [VERDICT, *[CHAT, VERDICT] * 2],
     "revise": [VERDICT, *[CHAT, VERDICT] * 2],
     "delegate": [VERDICT, CHAT, VERDICT],
@@ -189,8 +189,8 @@ def test_a_rescue_by_sampling_again_in_full() -> None:
     assert (first["rfx.route"], first["rfx.remedy"], first["rfx.regime"]) == ("resample", "retry", "stochastic")
     assert (first["rfx.evidence"], first["rfx.reason"]) == ("samples", "worth:retry")
     assert (first["rfx.kind"], first["rfx.kinds.wrong"], first["rfx.told"]) == ("wrong", 4, False)
-    assert first["rfx.posterior.retry"] == pytest.approx((0.13, 0.87 + 4))
-    assert first["rfx.expected.retry"] == pytest.approx(0.13 / (1 + 4))
+    assert first["rfx.posterior.retry"] == pytest.approx((0.13, 0.87 + 3))
+    assert first["rfx.expected.retry"] == pytest.approx(0.13 / (1 + 3))
     assert last["rfx.route"] == "accept"
 
 
@@ -201,7 +201,7 @@ def test_a_rescue_at_a_lifted_temperature() -> None:
     assert [d["gen_ai.request.temperature"] for d in draws] == [0.6, 1.0]
     assert [d["rfx.remedy"] for d in draws] == ["retry", "local_temp"]
     verdicts = [dict(s.attributes or {}) for s in seen.spans if s.name == VERDICT]
-    assert [v["rfx.remedy"] for v in verdicts] == ["candidate", "retry", "local_temp"]
+    assert [v["rfx.remedy"] for v in verdicts] == ["candidate", *["retry"] * 3, "local_temp"]
     about = dict(seen.step.attributes or {})
     assert (about["rfx.by"], about["rfx.spent.calls"]) == ("local_temp", 2)
     first = next(dict(e.attributes or {}) for e in seen.step.events if e.name == "rfx.decided")

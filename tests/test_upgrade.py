@@ -498,7 +498,12 @@ def _later() -> dict[str, Any]:
     diagnosis = replace(rich.diagnosis, passes=1, cost={"tool": Spend(tokens=3)}, passed="r1", blocked="x")
     known = {"kinds": {"cut": 1, "wrong": 2}, "kind": "wrong", "told": True}
     diagnosis = replace(diagnosis, blocked_by="budget:usd", task="till", failed={"tool": 2}, turn=3, **known)
-    called = {"nodes": {"tool": "tool_verify"}, "words": {"tool": "a check with the tool"}, "prior": "built-in priors"}
+    called = {
+        "nodes": {"tool": "tool_verify"},
+        "words": {"tool": "a check with the tool"},
+        "priors": {"tool": "built-in prior"},
+        "priced": True,
+    }
     diagnosis = replace(diagnosis, unavailable={"extend": "it was not cut"}, measurable=True, **called)
     decision = replace(rich.decisions[0], from_junction=True, budget_after={"attempts": 3}, **known)
     attempt = Attempt("tool", 2, 1, 1, 5, "a note", "wrong", told=True)

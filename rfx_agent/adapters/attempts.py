@@ -163,6 +163,8 @@ class Attempts(Sampler):
         made: every run, in order.
     """
 
+    runs_again = True
+
     def __init__(self, thing: Thing) -> None:
         self._of(thing)
         self.outputs: dict[str, Any] = {}

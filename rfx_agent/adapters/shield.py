@@ -24,7 +24,8 @@ class Shield(Verifier):
     def __init__(
         self, verifier: Verifier, attempts: Attempts, fits: Callable[[str], Verdict | None] | None = None
     ) -> None:
-        self.name, self.needs_peers, self.instant = verifier.name, verifier.needs_peers, verifier.instant
+        self.name, self.needs_peers = verifier.name, verifier.needs_peers
+        self.instant, self.blind = verifier.instant, verifier.blind
         self._verifier, self._attempts, self._fits = verifier, attempts, fits
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:

@@ -100,7 +100,7 @@ def _added(messages: Sequence[BaseMessage], addition: str) -> list[BaseMessage]:
 
 def flawed(error: Exception, what: str = "") -> Verdict:
     """The verdict on an output that could not be made: what raised says what is wrong with it."""
-    said = str(error)[:_MOST_TOLD]
+    said = str(error).partition("\nFor troubleshooting")[0][:_MOST_TOLD]
     return Verdict(False, reason=f"{what or type(error).__name__}: {said}", feedback=said or None, kind="malformed")
 
 

@@ -20,6 +20,7 @@ from rfx_agent.escalation.ask import answer_person, open_case
 from rfx_agent.escalation.request import payload
 from rfx_agent.events import Decided
 from rfx_agent.evidence.diagnosis import Option, diagnose_case
+from rfx_agent.ports import Remedy
 from rfx_agent.records import Rollout, Spend, Step
 from rfx_agent.remedies.chosen import chosen
 from rfx_agent.remedies.retry import draw
@@ -156,7 +157,9 @@ def diagnose(run: Run, case: Case, *, human: bool) -> Flow[Case]:
         case = yield from draw(run, case, "retry", settings.extra_samples)
         case = yield from examine(run, case)
     passed = next((x for x in case.rollouts if x.passed), None)
-    diagnosis = diagnose_case(case, settings.calibration, {} if passed else _options(run, case), scored=_scored(run))
+    options = {} if passed else _options(run, case)
+    scored, priced = settings.scorer is not None and run.sampler is not None, settings.price is not None
+    diagnosis = diagnose_case(case, settings.calibration, options, scored=scored, priced=priced)
     decision = settings.policy.decide(diagnosis, case.ledger)
     case = replace(case, diagnosis=diagnosis, decisions=(*case.decisions, decision))
     run.emit(Decided(case.step.id, decision, run_id=case.run_id))
@@ -187,11 +190,9 @@ def carry_out(run: Run, case: Case) -> Flow[Case]:
 
 def _options(run: Run, case: Case) -> dict[str, Option]:
     """Per remedy of the deployment, what it is called, where it is carried out, and what one attempt costs at most."""
-    # What gives nothing costs nothing, and tells nothing either: it could go on for ever.
-    empty = {x.remedy for x in case.attempts if x.asked and not x.got and not x.misses}
     return {
         name: Option(
-            "it gave nothing to judge" if name in empty else remedy.bound(run, case),
+            _left_alone(case, remedy) or remedy.bound(run, case),
             remedy.node or name,
             remedy.words or name.replace("_", " "),
         )
@@ -199,9 +200,19 @@ def _options(run: Run, case: Case) -> dict[str, Option]:
     }
 
 
-def _scored(run: Run) -> bool:
-    """Whether a draw comes with features of two models."""
-    return run.settings.scorer is not None and run.sampler is not None
+def _left_alone(case: Case, remedy: Remedy) -> str:
+    """Why ``remedy`` is not tried on the case any more, or ""."""
+    if case.blocked and not (remedy.elsewhere and case.blocked_by in _MODEL_DOWN):
+        return case.blocked
+    rounds = [x for x in case.attempts if x.remedy == remedy.name]
+    if any(x.asked and not x.got and not x.misses for x in rounds):
+        return "it gave nothing to judge"  # and cost nothing: it could go on for ever
+    copies = sum(x.got for x in rounds) - len(case.draws(remedy.name))
+    return "it repeats itself" if copies >= _COPIES else ""
+
+
+_MODEL_DOWN = ("sampler_error", "circuit_open")
+_COPIES = 6  # of draws that were had before, after which a remedy is left alone
 
 
 def _paid(case: Case) -> Case:

@@ -177,7 +177,9 @@ class Run:
             case = replace(case, holds=case.holds + 1)
         paid = yield from self.buy(purse, item, step_id=case.step.id, run_id=case.run_id, name=name)
         case = replace(case, ledger=purse.ledger).note(*paid.notes)
-        if paid.shared and item.purpose != "escalate":  # a person may still be asked
+        if paid.shared and item.elsewhere:
+            case = case.note(paid.why)
+        elif paid.shared and item.purpose != "escalate":  # a person may still be asked
             case = replace(case, blocked=paid.why, blocked_by=f"budget:{paid.refused[0]}")
         return case, paid
 

@@ -116,10 +116,15 @@ class Settings:
             )
         for remedy in self.remedies or ():
             # A remedy that brings a model of its own has a price of its own, or the ledger would lie.
-            if self.price is not None and getattr(remedy, "sampler", None) and getattr(remedy, "price", None) is None:
+            if getattr(remedy, "sampler", None) is None:
+                continue
+            theirs = getattr(remedy, "price", None)
+            if (self.price is None) != (theirs is None):
+                mine, other = ("the recovery", f"remedy {remedy.name}") if theirs is None else (
+                    f"remedy {remedy.name}", "the recovery")  # fmt: skip
                 raise ConfigError(
-                    f"recovery: remedy {remedy.name} has a model of its own and no price, and the recovery has one; "
-                    "give it price=price_of(the model's name) or a Price"
+                    f"recovery: {mine} has a price and {other} has none, so that the two could not be compared; give "
+                    "both price=price_of(the model's name), or a Price, of 0 for a model that costs nothing"
                 )
 
 
@@ -141,7 +146,7 @@ def _remedies(given: Sequence[ports.Remedy]) -> tuple[ports.Remedy, ...]:
     return tuple(made.values())
 
 
-_TAKEN = ("accept", "diagnose", "escalate", "human")
+_TAKEN = ("accept", "diagnose", "escalate", "human", "__start__", "__end__")
 _PORTS: dict[str, Any] = {
     "sampler": ports.Sampler,
     "verifier": ports.Verifier,

@@ -34,7 +34,12 @@ class Option:
 
 
 def diagnose_case(
-    case: Case, calibration: Calibration, options: Mapping[str, Option], *, scored: bool = False
+    case: Case,
+    calibration: Calibration,
+    options: Mapping[str, Option],
+    *,
+    scored: bool = False,
+    priced: bool = False,
 ) -> Diagnosis:
     """What the rollouts of ``case`` say.
 
@@ -47,6 +52,7 @@ def diagnose_case(
         calibration: the population that features are scored against, and the priors.
         options: the deployment's remedies by name.
         scored: whether a further draw would come with features of two models.
+        priced: whether the deployment's models have prices.
     """
     draws = case.draws("retry")
     whole = [r for r in draws if not r.passed and not was_cut(r)]
@@ -59,13 +65,17 @@ def diagnose_case(
     routable = z is not None and not against
     passed = next((r.id for r in case.rollouts if r.passed), None)
     last = next(reversed(failed), None)
-    kind, told = (None, False) if last is None else (last.kind, last.told)
+    kind = None if last is None else last.kind
+    told = case.revisable is not None and case.revisable.told
+    # Rollouts that were cut off say nothing of the failure, as soon as there is one that was not.
+    believed = next((r.kind for r in reversed(failed) if r.kind != "cut"), kind)
     names = sorted({*(calibration.priors if routable else ()), *options, *(a.remedy for a in case.attempts)})
     tallies = {name: case.tally(name) for name in names}
     # What opened the case is no attempt: it failed by selection, not by chance.
     opened = next((r.remedy for r in case.rollouts), None)
+    after = {name: max(0, tries - passes - int(name == opened)) for name, (tries, passes) in tallies.items()}
     beliefs = {
-        name: belief_in(name, calibration, kind=kind, told=told, task=case.step.task, published=routable)
+        name: belief_in(name, calibration, kind=believed, told=told, task=case.step.task, published=routable)
         for name in names
     }
     cost = {name: option.bound for name, option in options.items() if isinstance(option.bound, Spend)}
@@ -81,7 +91,8 @@ def diagnose_case(
         passes=sum(r.passed for r in draws),
         agreement=agreement([r.answer for r in draws], [r.response_id for r in draws]),
         posterior={
-            name: update(beliefs[name].beta, passes=passes, draws=tries) if tries else beliefs[name].beta
+            # The paper's gate counts every draw. What was measured of failures holds behind the one that opened them.
+            name: update(beliefs[name].beta, passes=passes, draws=tries if routable else passes + after[name])
             for name, (tries, passes) in tallies.items()
         },
         tried={name: n for name in names if (n := sum(a.remedy == name for a in case.attempts))},
@@ -93,13 +104,12 @@ def diagnose_case(
         kinds=dict(Counter(r.kind for r in failed if r.kind is not None)),
         kind=kind,
         told=told,
-        failed={
-            name: n for name, (tries, passes) in tallies.items() if (n := tries - passes - int(name == opened)) > 0
-        },
+        failed={name: n for name, n in after.items() if n},
         turn=len(case.decisions),
         nodes={name: options[name].node for name in cost},
         words={name: options[name].words for name in cost},
         unavailable={name: option.bound for name, option in options.items() if isinstance(option.bound, str)},
         measurable=scored and bool(calibration.stats.get("two_model")),
-        prior=next((beliefs[name].said for name in cost), ""),
+        priors={name: beliefs[name].said for name in cost},
+        priced=priced,
     )

@@ -40,11 +40,11 @@ class BuiltIn:
 # failures of docs/evidence.md, away from the pairs that the paper measured. What has no count is assumed.
 BUILT_IN: Mapping[str, BuiltIn] = {
     "retry": BuiltIn(0.130, failures=59),
-    "retry|cut": BuiltIn(0.017, failures=60),
+    "retry|cut": BuiltIn(0.017, strength=8.0, failures=60),
     "retry|malformed": BuiltIn(0.3),
     "retry|no_answer": BuiltIn(0.25),
-    "extend|cut": BuiltIn(0.15, failures=60),
-    "revise|told": BuiltIn(0.4, strength=2.5),
+    "extend": BuiltIn(0.15, failures=60),
+    "revise|told": BuiltIn(0.4, strength=1.5),
     "revise": BuiltIn(0.034, failures=59),
     "tool": BuiltIn(0.333, failures=59),
     "delegate": BuiltIn(0.314, failures=59),
@@ -93,7 +93,7 @@ def belief_in(
     """
     found = built_in(remedy, kind, told=told)
     mean, strength = found.mean, found.strength
-    said = f"built-in, worth {PSEUDO_FAILURES:g} failures of your own at most"
+    said = f"built-in prior, worth {PSEUDO_FAILURES:g} failures at most"
     mine = calibration.priors.get(remedy)
     if mine is not None and (published or mine != _PUBLISHED.priors.get(remedy)):
         strength = sum(mine)

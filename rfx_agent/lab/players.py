@@ -170,7 +170,7 @@ class DecidingPlayer(Player):
             passes=0,
             agreement=Agreement(draws, draws, 1 / draws, 1.0),
             posterior={
-                op: update(belief.beta, 0, draws if op == "retry" else counts.get(op, 0))
+                op: update(belief.beta, 0, draws if routable and op == "retry" else counts.get(op, 0))
                 for op, belief in beliefs.items()
             },
             tried=counts,
@@ -181,7 +181,7 @@ class DecidingPlayer(Player):
             failed=counts,
             turn=sum(tried),
             nodes={op: op for op in self._cost},
-            prior=next((beliefs[op].said for op in self._cost), ""),
+            priors={op: beliefs[op].said for op in self._cost},
         )
 
     def _believed(self, remedy: str, kind: Kind, told: bool, routable: bool) -> Believed:

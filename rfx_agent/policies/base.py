@@ -74,7 +74,7 @@ def settled(policy: Policy, diagnosis: Diagnosis, ledger: Ledger) -> Decision | 
     if diagnosis.passed is not None:
         sentence = f"{diagnosis.passed} passed its verifier."
         return draft(policy, diagnosis, ledger, "accept", None, "passed", sentence)
-    if diagnosis.blocked:
+    if diagnosis.blocked and not diagnosis.cost:
         reason = diagnosis.blocked_by or "sampler_error"
         return draft(policy, diagnosis, ledger, "escalate", "human", reason, diagnosis.blocked)
     return None

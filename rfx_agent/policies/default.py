@@ -63,10 +63,14 @@ class DefaultPolicy:
             cap = ledger.shortfall(least)[0]
             return self._ends(diagnosis, ledger, f"budget:{cap}", f"The budget has too few {cap} left.")
         rescue = {name: mean(diagnosis.posterior[name]) for name in options}
-        prices = in_one_currency(diagnosis.cost)
+        prices = in_one_currency(diagnosis.cost, priced=diagnosis.priced)
         worth = {name: rescue[name] * self.worth - prices[name] for name in options}
         best = max(options, key=lambda name: worth[name])
         if worth[best] < 0:
+            better = [x for x in diagnosis.cost if mean(diagnosis.posterior[x]) * self.worth > prices[x]]
+            if better:  # what cannot be paid for would be worth it
+                cap = ledger.shortfall(diagnosis.cost[better[0]])[0]
+                return self._ends(diagnosis, ledger, f"budget:{cap}", f"The budget has too few {cap} left.")
             return self._ends(
                 diagnosis,
                 ledger,
@@ -137,9 +141,9 @@ class DefaultPolicy:
         """The best expected worth."""
         first, *rest = sorted(worth, key=lambda name: -worth[name])
         against = f" Next best: {_words(d, rest[0])}, {rescue[rest[0]]:.0%}." if rest else ""
-        price = "" if first == "retry" else f" at {prices[first]:.1f} times the price of a draw"
-        prior = f" These rates are {d.prior}." if d.prior else ""
-        sentence = f"{_seen(d)} {_upper(_words(d, first))} rescues with {rescue[first]:.0%}{price}.{against}{prior}"
+        price = f" at {prices[first]:.1f} times the price of a draw" if first != "retry" and "retry" in prices else ""
+        prior = f" ({d.priors[first]})" if d.priors.get(first) else ""
+        sentence = f"{_seen(d)} {_upper(_words(d, first))} rescues with {rescue[first]:.0%}{prior}{price}.{against}"
         regime: Regime | None = None
         if d.answered:
             better = first != "retry" and rescue[first] - rescue.get("retry", 0.0) >= self.margin
@@ -168,16 +172,18 @@ class DefaultPolicy:
         return draft(self, d, ledger, node, remedy, reason, sentence, expected=expected, **more)
 
 
-def in_one_currency(costs: Mapping[str, Spend]) -> dict[str, float]:
-    """What one attempt of each remedy costs at most, in draws, in dollars where each model has a price, else in tokens.
+def in_one_currency(costs: Mapping[str, Spend], *, priced: bool) -> dict[str, float]:
+    """What one attempt of each remedy costs at most, in draws: dollars over dollars, or tokens over tokens.
+
+    Args:
+        costs: per remedy.
+        priced: whether the models have prices; one of 0 is a price too.
 
     Example:
-        >>> in_one_currency({"retry": Spend(tokens=500), "tool": Spend(tokens=750)})
+        >>> in_one_currency({"retry": Spend(tokens=500), "tool": Spend(tokens=750)}, priced=False)
         {'retry': 1.0, 'tool': 1.5}
     """
-    asks = [cost for cost in costs.values() if cost.tokens]
-    paid = bool(asks) and all(cost.usd > 0 for cost in asks)
-    amounts = {name: cost.usd if paid else float(cost.tokens) for name, cost in costs.items()}
+    amounts = {name: cost.usd if priced else float(cost.tokens) for name, cost in costs.items()}
     unit = amounts.get("retry") or min((x for x in amounts.values() if x), default=1.0)
     return {name: amount / unit for name, amount in amounts.items()}
 

@@ -98,7 +98,10 @@ def ask_model(run: Run, case: Case, remedy: str, n: int, asked: Asked) -> Flow[t
         if isinstance(error, TimedOut):
             error = SamplerTimeout(f"it did not answer within the {reply.seconds:.3g} s that the budget had left")
         if error is not None and not isinstance(error, SamplerError):
-            raise SamplerError(f"{model}: {type(error).__name__}: {error}") from error
+            broken = SamplerError(f"{model}: {type(error).__name__}: {error}")
+            if not asked.elsewhere:
+                raise broken from error
+            error = broken  # a second model that is out of order ends nothing
         result = SampleResult((), Usage(calls=error.calls)) if error is not None else reply.value
         failure = "" if result.rollouts else f"{model} gave nothing: {error or 'no completion came back'}"
         return result, failure

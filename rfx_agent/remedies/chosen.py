@@ -27,7 +27,7 @@ def chosen(settings: Settings) -> dict[str, Remedy]:
     """The remedies of a deployment by name: those given, its ``tool``, and each decode of its ``steerer``."""
     given = list(default_remedies() if settings.remedies is None else settings.remedies)
     names = {remedy.name for remedy in given}
-    if settings.tool is not None and not any(isinstance(remedy, Tool) for remedy in given):
+    if settings.tool is not None and "tool" not in names:
         given.append(Tool(settings.tool))
     operators = settings.steerer.operators if settings.steerer is not None else ()
     given += [Steer(operator) for operator in operators if settings.remedies is None or operator not in names]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rfx_agent.budgets.step import Price
 from rfx_agent.case import Attempt, Case
@@ -13,7 +15,7 @@ from rfx_agent.engine.drive import Call, Flow, Reply
 from rfx_agent.engine.run import Purchase, Run
 from rfx_agent.errors import ConfigError
 from rfx_agent.events import ToolRan
-from rfx_agent.ports import Remedy, Sampler
+from rfx_agent.ports import Remedy, Sampler, adopted
 from rfx_agent.records import Message, Rollout, SampleRequest, Spend, Step, ToolResult
 from rfx_agent.remedies.base import NO_MODEL, asking, candidates, seed_of
 
@@ -30,7 +32,8 @@ class Custom(Remedy, ABC):
         name: of the remedy, ``[a-z0-9_]+``; also the name of its node in the graph.
         sampler: another model than the recovery's, or None.
         price: of its tokens.
-        seconds: ``candidate`` is cancelled after so many.
+        seconds: most seconds of ``candidate``, within what the budget has left of ``tool_seconds``. A thread that goes
+            on after that is left to itself.
 
     Example:
         >>> class Hint(Custom):
@@ -43,7 +46,7 @@ class Custom(Remedy, ABC):
 
     sampler: Sampler | None = None
     price: Price | None = None
-    seconds: float = 30.0
+    seconds: float = 10.0
 
     def available(self, step: Step, failed: Sequence[Rollout]) -> str:
         """Why it can do nothing for this failure; "" where it can, the default. Pure, and quick: asked often.
@@ -59,17 +62,30 @@ class Custom(Remedy, ABC):
         return None
 
     def candidate(self, step: Step, failed: Sequence[Rollout]) -> str | None:
-        """An answer, or None where it has none. Runs in a thread where the deployment is async."""
+        """An answer, or None where it has none. May be a coroutine function; a plain one runs in a thread where the
+        deployment is async. One that gave no answer is not asked again about the same failure."""
         raise NotImplementedError
+
+    @property
+    def elsewhere(self) -> bool:  # type: ignore[override]  # of a user's own it depends on what it asks
+        """See ``Remedy``."""
+        return self._looks_up or self.sampler is not None
 
     def bound(self, run: Run, case: Case) -> Spend | str:
         """See ``Remedy``."""
-        if why := self.available(case.step, case.failed):
-            return why
-        if self._looks_up:
-            return Spend(attempts=1, seconds=0.001, tool_seconds=self.seconds)
-        asked = self._request(run, case)
-        return asked if isinstance(asked, str) else asked[1] + Spend(attempts=1)
+        try:
+            if why := self.available(case.step, case.failed):
+                return str(why)
+            if not self._looks_up:
+                asked = self._request(run, case)
+                return asked if isinstance(asked, str) else asked[1] + Spend(attempts=1)
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a user's own code; the others may still help
+            return f"{type(error).__name__}: {error}"[:300]
+        if any(x.remedy == self.name and not x.got for x in case.attempts):
+            return "it had no answer"
+        return self._fee(case)
 
     def attempt(self, run: Run, case: Case) -> Flow[Case]:
         """See ``Remedy``."""
@@ -79,9 +95,9 @@ class Custom(Remedy, ABC):
         if isinstance(asked, str):
             return case.add((), Attempt(self.name, note=asked))
         request, each = asked
-        model = self.sampler or run.sampler
-        assert model is not None  # noqa: S101  # _request has looked
         own = self.sampler is None
+        model = run.sampler if own else adopted(Sampler, self.sampler, where=f"remedy {self.name}: sampler")  # type: ignore[type-abstract]
+        assert model is not None  # noqa: S101  # _request has looked
         told = asking(model, request, each, price=None if own else self.price, blocks=False, elsewhere=not own)
         return (yield from candidates(run, case, self.name, 1, told))
 
@@ -91,7 +107,9 @@ class Custom(Remedy, ABC):
 
     def _request(self, run: Run, case: Case) -> tuple[SampleRequest, Spend] | str:
         """What the model is asked and the most that it costs; or why it is not asked."""
-        model = self.sampler or run.sampler
+        model = run.sampler
+        if self.sampler is not None:
+            model = adopted(Sampler, self.sampler, where=f"remedy {self.name}: sampler")  # type: ignore[type-abstract]
         if model is None:
             return NO_MODEL
         if self.sampler is None and not model.takes_revision:
@@ -100,15 +118,17 @@ class Custom(Remedy, ABC):
         if given is None:
             return "it asks nothing here"
         messages = tuple(given)
-        if not messages or not all(isinstance(m, dict) and "role" in m for m in messages):
+        if not messages or not all(isinstance(m, Mapping) and "role" in m for m in messages):
             raise ConfigError(f"remedy {self.name}: messages gave {given!r}; give a list of chat messages, or None")
         request = SampleRequest(
             messages,
             temperature=run.temperature,
             max_tokens=run.settings.max_tokens,
             seed=seed_of(run, case),
-            revision=_behind(case.step, messages),
+            revision=_behind(case.step, messages) if self.sampler is None else None,
         )
+        if self.sampler is None and request.revision is None and messages != case.step.messages and model.runs_again:
+            return f"{model.name} can be told more, and not something else"
         price = None if self.sampler is None else self.price
         return request, costs.of_completion(run, costs.bytes_of(messages), calls=model.max_calls, price=price)
 
@@ -122,19 +142,23 @@ class Custom(Remedy, ABC):
             return [ToolRan(case.step.id, self.name, failed, reply.seconds, self.name, run_id=case.run_id)]
 
         def look() -> ToolResult:
-            return ToolResult(self.candidate(case.step, case.failed))
+            found: Any = self.candidate(case.step, case.failed)
+            return _result(asyncio.run(found) if inspect.iscoroutine(found) else found)
 
         async def alook() -> ToolResult:
+            if inspect.iscoroutinefunction(self.candidate):
+                return _result(await self.candidate(case.step, case.failed))
             return await asyncio.to_thread(look)
 
-        cost = Spend(attempts=1, seconds=0.001, tool_seconds=self.seconds)
+        cost = self._fee(case)
+        limit = min(x for x in (cost.tool_seconds, case.ledger.remaining()["seconds"]) if x is not None)
         about = (self.name, [x.text for x in case.failed])
         case, paid = yield from run.pay(
             case,
             Purchase(
                 purpose="tool",
                 cost=cost,
-                calls=(Call(look, alook, (), limit=self.seconds),),
+                calls=(Call(look, alook, (), limit=limit),),
                 about=about,
                 gives=ToolResult,
                 price=price,
@@ -151,8 +175,24 @@ class Custom(Remedy, ABC):
         made = () if answer is None else (Rollout(str(answer), remedy=self.name),)
         return case.add(made, Attempt(self.name, 1, len(made), misses=int(not made)))
 
+    def _fee(self, case: Case) -> Spend:
+        left = case.ledger.remaining()["tool_seconds"]
+        return Spend(attempts=1, seconds=0.001, tool_seconds=self.seconds if left is None else min(self.seconds, left))
+
+
+def _result(found: object) -> ToolResult:
+    return ToolResult(None if found is None else str(found))
+
 
 def _behind(step: Step, messages: tuple[Message, ...]) -> str | None:
-    """What ``messages`` say behind the step's own, as text: for a chain, a node or an agent that is run again."""
-    texts = [m.get("content") for m in messages if m not in step.messages]
-    return "\n\n".join(str(x) for x in texts) or None
+    """What ``messages`` say behind the step's own, as text, for a chain, a node or an agent that is run again; None
+    where they are not the step's own with more text behind them."""
+    own = step.messages
+    if messages[: len(own)] == own:
+        texts = [m.get("content") for m in messages[len(own) :]]
+        return "\n\n".join(map(str, texts)) or None if all(isinstance(x, str) for x in texts) else None
+    *before, last = messages
+    said, more = own[-1].get("content"), last.get("content")
+    if tuple(before) == own[:-1] and isinstance(said, str) and isinstance(more, str) and more.startswith(said):
+        return more[len(said) :].strip() or None
+    return None

@@ -47,6 +47,7 @@ class Delegate(Remedy):
     max_tokens: int | None = None
     node: str = field(default="delegate", init=False)
     words: str = field(default="", init=False)
+    elsewhere: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         adopted_ = adopted(Sampler, self.sampler, where="Delegate: sampler")  # type: ignore[type-abstract]

@@ -70,7 +70,7 @@ class Extend(Remedy):
         last = next(reversed(case.failed), None)
         if last is None or last.kind != "cut":
             return "the last answer was not cut off"
-        capped = _cap_of(last, run)
+        capped = self._cap_of(last, run, case)
         if run.sampler.continues_prefix and last.text:
             least, prefix, cap = 1, last.text, run.settings.max_tokens
         elif not run.sampler.takes_max_tokens:
@@ -83,10 +83,13 @@ class Extend(Remedy):
         if room is not None:
             cap = min(cap, int(room) - costs.of_draw(run, case, prefix, cap=0).tokens)
         if cap < least:
-            return f"the budget has no room for more than the {capped} tokens that cut it off"
+            return f"no cap above the {capped} tokens that cut it off is within the budget and most={self.most}"
         return prefix, cap
 
-
-def _cap_of(rollout: Rollout, run: Run) -> int:
-    """The cap that cut ``rollout`` off: what it wrote is the best that is known of it."""
-    return rollout.usage.completion_tokens if rollout.usage.completion_tokens > 1 else run.settings.max_tokens
+    def _cap_of(self, cut: Rollout, run: Run, case: Case) -> int:
+        """The cap that cut the answer off: what it wrote is the best that is known of it."""
+        if cut.usage.completion_tokens > 1:
+            return cut.usage.completion_tokens
+        # Nobody counted: each attempt so far has raised the cap.
+        raised = sum(x.remedy == self.name for x in case.attempts)
+        return int(run.settings.max_tokens * self.factor ** min(raised, 8))

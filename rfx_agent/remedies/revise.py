@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from rfx_agent.case import Attempt, Case
 from rfx_agent.checks import whole
@@ -18,6 +16,7 @@ from rfx_agent.fence import fence
 from rfx_agent.ports import Remedy
 from rfx_agent.records import Message, Rollout, SampleRequest, Spend, Step
 from rfx_agent.remedies.base import NO_MODEL, asking, candidates, seed_of
+from rfx_agent.remedies.secret import holds
 
 __all__ = ["Revise", "revised", "tellable"]
 
@@ -41,13 +40,13 @@ class Revise(Remedy):
 
     Example:
         >>> step, failed = Step.of("The total as JSON?"), Rollout("12")
-        >>> print(revised(step, failed, "At the top: an object is wanted.")[-1]["content"].splitlines()[0])
+        >>> print(revised(step, failed)[-1]["content"].splitlines()[0])
         The total as JSON?
     """
 
     bare: bool = False
     most_answer: int = 4_000
-    most_feedback: int = 2_000
+    most_feedback: int = 4_000
     name: str = field(default="revise", init=False)
     node: str = field(default="revise", init=False)
     words: str = field(default="a revision with the feedback", init=False)
@@ -77,13 +76,15 @@ class Revise(Remedy):
             return NO_MODEL
         if not run.sampler.takes_revision:
             return f"{run.sampler.name} cannot be told of a failed answer"
-        last = next((x for x in reversed(case.failed) if x.kind in _SHOWN and (x.text.strip() or x.told)), None)
-        if last is None:
+        failed = case.revisable
+        if failed is None:
             return "there is no failed answer to show"
-        feedback = tellable(case.step, last)
+        feedback = tellable(case.step, failed, blind=run.verifier.blind)
         if feedback is None and not self.bare:
+            if failed.told:
+                return "the verifier's feedback holds what the answer is compared with"
             return "the verifier said only that the answer is wrong"
-        addition = _addition(case.step, last, feedback, self.most_answer, self.most_feedback)
+        addition = _addition(case.step, failed, feedback, self.most_answer, self.most_feedback)
         return SampleRequest(
             added(case.step.messages, addition),
             temperature=run.temperature,
@@ -98,27 +99,26 @@ class Revise(Remedy):
         return costs.of_completion(run, costs.prompt_tokens(case) + more, calls=calls)
 
 
-_SHOWN = ("wrong", "malformed", "no_answer")  # a cut answer needs its end, not a revision
+def revised(step: Step, failed: Rollout, *, most: int = 4_000) -> tuple[Message, ...]:
+    """The step's messages with ``failed`` and what may be told of it behind its prompt, for remedies of one's own."""
+    return added(step.messages, _addition(step, failed, tellable(step, failed), most, most))
 
 
-def revised(step: Step, failed: Rollout, feedback: str | None, *, most: int = 4_000) -> tuple[Message, ...]:
-    """The step's messages with ``failed`` and ``feedback`` behind its prompt, fenced; for remedies of one's own."""
-    return added(step.messages, _addition(step, failed, feedback, most, most))
-
-
-def tellable(step: Step, failed: Rollout) -> str | None:
+def tellable(step: Step, failed: Rollout, *, blind: bool = False) -> str | None:
     """The feedback on ``failed`` that a model may be told; None where there is none.
 
-    Feedback that holds what the answer is compared with is withheld, unless the prompt or the answer has it too.
+    Feedback that holds what the answer is compared with is withheld, in whatever form it stands there: as text in any
+    case, as a number in any spelling, as a part of a long text, or as any value within an object.
+
+    Args:
+        step: with ``expected``.
+        failed: with its verdict.
+        blind: whether the verifier never reads ``expected``, so that its feedback cannot hold it.
     """
-    feedback = (failed.verdict.feedback or "").strip() if failed.verdict is not None else ""
+    feedback = str(failed.verdict.feedback or "").strip() if failed.verdict is not None else ""
     if not feedback:
         return None
-    known = f"{json.dumps(step.messages, ensure_ascii=False, default=str)}\n{failed.text}"
-    for secret in _texts(step.expected):
-        if _holds(feedback, secret) and not _holds(known, secret):
-            return None
-    return feedback
+    return feedback if blind or not holds(feedback, step.expected) else None
 
 
 def added(messages: tuple[Message, ...], addition: str) -> tuple[Message, ...]:
@@ -146,19 +146,3 @@ def _addition(step: Step, failed: Rollout, feedback: str | None, most: int, told
         parts += ["The check said:", fence("CHECK", feedback, nonce, told, mark="")]
     parts.append("Write a new, complete answer to the original request. Correct what is wrong with the earlier one.")
     return "\n\n".join(parts)
-
-
-def _texts(expected: Any) -> list[str]:
-    """The forms in which ``expected`` may stand in a text."""
-    if expected is None:
-        return []
-    several = expected if isinstance(expected, (list, tuple, set, frozenset)) else (expected,)
-    found = [str(one).strip() for one in (*several, expected)]
-    if isinstance(expected, dict):
-        found += [json.dumps(expected), *(str(value).strip() for value in expected.values())]
-    return [text for text in found if text]
-
-
-def _holds(text: str, secret: str) -> bool:
-    """Whether ``secret`` stands in ``text`` as a whole, in whatever case."""
-    return re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text, flags=re.IGNORECASE) is not None

@@ -57,7 +57,8 @@ class CircuitBreaker(AsyncClosing, Sampler):
         self.name = name or self._sampler.name
         self.continues_prefix = self._sampler.continues_prefix
         self.takes_temperature = self._sampler.takes_temperature
-        self.max_calls = self._sampler.max_calls
+        self.max_calls, self.takes_max_tokens = self._sampler.max_calls, self._sampler.takes_max_tokens
+        self.takes_revision, self.drives_tools = self._sampler.takes_revision, self._sampler.drives_tools
         # The library counts, and tells the three states apart on the monotonic clock. The lock, the one probe, and what
         # neither counts nor ends a row are ours: measured, circuitbreaker 2.1, aiobreaker 1.2 and purgatory 3.0 let 8
         # of 8 concurrent requests through when half open, pybreaker 1.4 runs threads one after the other and has no

@@ -44,6 +44,8 @@ def rollout_of(
         except RfxError:
             table = None  # a table that breaks its contract is no evidence; the rollout stays
     reasons = [told.get(key) for key in _REASONS if isinstance(told.get(key), str)]
+    if told.get("status") == "incomplete":  # OpenAI's Responses API
+        reasons.insert(0, str((told.get("incomplete_details") or {}).get("reason") or "incomplete"))
     refused = message.additional_kwargs.get("refusal")
     return Rollout(
         text=str(message.text) or (refused if isinstance(refused, str) else ""),
@@ -81,8 +83,9 @@ class ChatModelSampler(Sampler):
         for name in arguments:
             among("ChatModelSampler: arguments", name, _ARGUMENTS)
         self.model = model
-        self._arguments = tuple(arguments)
-        self.takes_temperature = "temperature" in self._arguments
+        self.arguments = tuple(arguments)
+        self.takes_temperature = "temperature" in self.arguments
+        self.takes_max_tokens = "max_tokens" in self.arguments
         self.name = str(getattr(model, "model_name", None) or getattr(model, "model", None) or type(model).__name__)
 
     def __repr__(self) -> str:
@@ -123,7 +126,7 @@ class ChatModelSampler(Sampler):
             "logprobs": True if request.want_logprobs else None,
             "top_logprobs": 20 if request.want_logprobs else None,
         }
-        return {name: values[name] for name in self._arguments if values[name] is not None}
+        return {name: values[name] for name in self.arguments if values[name] is not None}
 
     def _result(self, request: SampleRequest, messages: Sequence[Any]) -> SampleResult:
         errors = [m for m in messages if isinstance(m, BaseException)]

@@ -39,7 +39,7 @@ class AgreementVerifier(PureVerifier):
         True
     """
 
-    needs_peers = True
+    needs_peers = blind = True
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ class _JsonVerifier(NamedVerifier):
     disagree on what they mean.
     """
 
+    blind = True
+
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
         problem, tried = "the text is empty", False

@@ -60,6 +60,8 @@ class ExactVerifier(PureVerifier):
         self._casefold = casefold
         self._normalise = normalise
 
+    blind = True  # what it tells is how to state an answer
+
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
         expected = expected_of(self, step)

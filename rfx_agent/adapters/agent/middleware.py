@@ -70,6 +70,10 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
     with outcome ``continued``: the agent goes on and its next answer is judged; with ``per="call"`` it never does,
     because no budget would end that. A structured response that LangChain cannot parse counts as a failed answer too.
 
+    A failed answer of which the verifier says what is wrong is revised: the answer and the feedback stand in that one
+    request, never in the thread. In an agent with tools only where ``remedies`` lists ``Revise()``, as it was
+    not shown to help; nor does the agent hear of the feedback where the revised draw calls a tool.
+
     Order (the first in the list is the outermost):
 
     - ``ModelRetryMiddleware`` and ``ModelFallbackMiddleware`` go after this one, so that each draw has them inside;
@@ -230,7 +234,9 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
             return with_update(first, agent.update("accepted"))
         s = self._settings
         nominal = SampleRequest(step.messages, temperature=s.temperature, max_tokens=s.max_tokens)
-        model = AgentModel(request, handler, s.sampler, self._parameters, nominal)
+        # In an agent with tools a revision has not been shown to help, so there it has to be asked for.
+        revises = s.remedies is not None or not request.tools
+        model = AgentModel(request, handler, s.sampler, self._parameters, nominal, revises=revises)
         attempts = Attempts(model)
         attempts.first(model.made(response, Again(1)))
         like = None if first is None else first.structured_response

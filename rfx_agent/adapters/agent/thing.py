@@ -71,9 +71,13 @@ class AgentModel(Thing):
         model: Sampler | None,
         settings: Parameters,
         nominal: SampleRequest,
+        *,
+        revises: bool = True,
+        root: AgentModel | None = None,
     ) -> None:
         self._request, self._handler, self._model, self._settings = request, handler, model, settings
-        self._nominal = nominal
+        self._nominal, self._root = nominal, root or self
+        self.takes_revision = revises
         own_model = request.model
         declared = getattr(type(own_model), "model_fields", {})
         name = getattr(own_model, "model_name", None) or getattr(own_model, "model", None)
@@ -81,7 +85,6 @@ class AgentModel(Thing):
         takes = settings.takes_temperature
         self.takes_temperature = "temperature" in declared if takes is None else takes
         self.takes_max_tokens = "max_tokens" in declared or settings.max_tokens is not None
-        self.takes_revision = True
         self._driving = tuple(name for name in ("temperature", "max_tokens") if name in declared)
         own = request.model_settings.get("temperature", getattr(own_model, "temperature", None))
         known = own if isinstance(own, (int, float)) and own >= 0 else nominal.temperature
@@ -108,7 +111,7 @@ class AgentModel(Thing):
         if isinstance(output, StructuredOutputError):
             return Made(rollout, flaw=flawed(output, "it is no structured response"), usage=rollout.usage)
         if answer_of(output) is None:
-            self.going_on = self.going_on or output
+            self._root.going_on = self._root.going_on or output
             flaw = Verdict(False, reason="it calls tools, and is no answer", kind="no_answer")
             return Made(rollout, flaw=flaw, usage=rollout.usage)
         return Made(rollout, output, usage=rollout.usage)
@@ -124,7 +127,8 @@ class AgentModel(Thing):
         request, changed = again.request, dict[str, Any]()
         if self._settings.temperature is not None or request.temperature != self.temperature:
             changed["temperature"] = request.temperature
-        if self._settings.max_tokens is not None or request.max_tokens != self._nominal.max_tokens:
+        raised = request.max_tokens != self._nominal.max_tokens and self.takes_max_tokens
+        if self._settings.max_tokens is not None or raised:
             changed["max_tokens"] = request.max_tokens
         if request.seed is not None:
             changed["seed"] = request.seed + again.index  # or all draws would be one
@@ -137,10 +141,10 @@ class AgentModel(Thing):
         """The agent's request to another chat model, with its tools and its structured response."""
         if not isinstance(other, ChatModelSampler):
             return None
+        takes = {name: None for name in ("temperature", "max_tokens") if name not in other.arguments}
+        settings = replace(self._settings, takes_temperature="temperature" in other.arguments, **takes)
         request = self._request.override(model=other.model)
-        model = AgentModel(request, self._handler, self._model, self._settings, self._nominal)
-        model.going_on = self.going_on
-        return model
+        return AgentModel(request, self._handler, self._model, settings, self._nominal, root=self._root)
 
 
 def fits(like: Any, schema: Any) -> Callable[[str], Verdict | None] | None:

@@ -88,11 +88,13 @@ class Plan:
         """The draw to return: the first as it was, or what recovery came to."""
         if seen is not None and seen.passed and self.run.unseen:
             return made.output  # type: ignore[no-any-return]  # a Draw
+        if self.prompt is None:
+            thing.step = thing.prompted()
         attempts = Attempts(thing)
         attempts.first(made)
         run = replace(self.run, sampler=attempts, verifier=Shield(self.run.verifier, attempts))
         if seen is not None:
-            case = yield from seen.opened(run)
+            case = yield from replace(seen, step=thing.step).opened(run)
         elif made.error is None:
             case = start(run, thing.step, made.rollout)
         else:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
-from langchain_core.runnables import Runnable, RunnableConfig, patch_config
+from langchain_core.messages import AIMessage
+from langchain_core.prompts import BasePromptTemplate
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, patch_config
 from langchain_core.runnables.config import get_executor_for_config
 
 from rfx_agent.adapters.attempts import Again, Made, Thing, response_id, tag, together
 from rfx_agent.adapters.chain.held import Held, hold
-from rfx_agent.adapters.texts import flawed, told
+from rfx_agent.adapters.texts import flawed, step_of, told
 from rfx_agent.errors import is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, Step
+from rfx_agent.samplers.chat import rollout_of
 
 __all__ = ["Chain", "Draw"]
 
@@ -87,9 +91,25 @@ class Chain(Thing, Generic[In, Out]):
         self._chain, self._value, self._kwargs = chain, value, kwargs
         self._config, self._run, self._model = config, run, model
         self._text, self._failures = text, failures
-        asked = step.messages[-1].get("content")
-        self._revise = revise or (lambda value, addition: told(value, addition, asked))
-        self.takes_revision = revise is not None or told(value, "", asked) is not None
+        self._revise = revise
+        # Of a chain that begins with a template, what the template makes is the prompt: a text in one of its variables
+        # may be anything.
+        steps = chain.steps if isinstance(chain, RunnableSequence) else ()
+        self._template: Runnable[Any, Any] | None = None
+        if steps and isinstance(steps[0], BasePromptTemplate):
+            self._template = steps[0]
+
+    @cached_property
+    def takes_revision(self) -> bool:  # type: ignore[override]  # asked for failed answers alone
+        """See ``Thing``."""
+        return self._revise is not None or self._told("") is not None
+
+    def prompted(self) -> Step:
+        """The step with the messages that the chain's template makes of its input, where it begins with one."""
+        if self._template is None:
+            return self.step
+        made = self._template.invoke(self._value)
+        return replace(self.step, messages=step_of(made).messages)
 
     def driver(self) -> Sampler | None:
         """The model that drives the tool."""
@@ -98,19 +118,19 @@ class Chain(Thing, Generic[In, Out]):
     def run(self, again: Again) -> Draw[Out]:
         """One run of the chain."""
         config, held = self._child(again)
-        value = self._input(again)
+        chain, value = self._input(again)
         if not self.streaming:
-            return Draw(self._chain.invoke(value, config, **self._kwargs), held=held)
-        chunks = list(self._chain.stream(value, config, **self._kwargs))
+            return Draw(chain.invoke(value, config, **self._kwargs), held=held)
+        chunks = list(chain.stream(value, config, **self._kwargs))
         return Draw(_total(chunks), chunks, held)
 
     async def arun(self, again: Again) -> Draw[Out]:
         """The same on the running event loop."""
         config, held = self._child(again)
-        value = self._input(again)
+        chain, value = self._input(again)
         if not self.streaming:
-            return Draw(await self._chain.ainvoke(value, config, **self._kwargs), held=held)
-        chunks = [chunk async for chunk in self._chain.astream(value, config, **self._kwargs)]
+            return Draw(await chain.ainvoke(value, config, **self._kwargs), held=held)
+        chunks = [chunk async for chunk in chain.astream(value, config, **self._kwargs)]
         return Draw(_total(chunks), chunks, held)
 
     def speculate(self, again: Again, into: list[Made]) -> Iterator[Out]:
@@ -147,6 +167,8 @@ class Chain(Thing, Generic[In, Out]):
         """A run that gave an output."""
         usage = again.reported.usage()
         rollout = Rollout(self._text(output.output), "r0", response_id=response_id(again.number), usage=usage)
+        if isinstance(output.output, AIMessage):  # how a model's own message ended
+            rollout = replace(rollout, finish_reason=rollout_of(output.output).finish_reason)
         return Made(rollout, output, usage=usage)
 
     def failed(self, error: Exception, again: Again) -> Made:
@@ -164,21 +186,21 @@ class Chain(Thing, Generic[In, Out]):
         """Several runs, as the chain itself does a batch."""
         if len(runs) == 1:
             return [self.tried(runs[0])]
-        if self.streaming:
+        if self.streaming or any(x.request.revision is not None for x in runs):
             with get_executor_for_config(self._config) as executor:
                 return list(executor.map(self.tried, runs))
         children = [self._child(again) for again in runs]
-        inputs, configs = [self._input(x) for x in runs], [config for config, _ in children]
+        inputs, configs = [self._value] * len(runs), [config for config, _ in children]
         outputs = self._chain.batch(inputs, configs, return_exceptions=True, **self._kwargs)
         return self._batched(outputs, children, runs)
 
     async def arun_all(self, runs: Sequence[Again]) -> list[Made]:
         """The same on the running event loop."""
-        if len(runs) == 1 or self.streaming:
+        if len(runs) == 1 or self.streaming or any(x.request.revision is not None for x in runs):
             limit = self._config.get("max_concurrency")
             return await together([self.atried(again) for again in runs], limit)
         children = [self._child(again) for again in runs]
-        inputs, configs = [self._input(x) for x in runs], [config for config, _ in children]
+        inputs, configs = [self._value] * len(runs), [config for config, _ in children]
         outputs = await self._chain.abatch(inputs, configs, return_exceptions=True, **self._kwargs)
         return self._batched(outputs, children, runs)
 
@@ -195,9 +217,24 @@ class Chain(Thing, Generic[In, Out]):
                 made.append(self.failed(output, again))
         return made
 
-    def _input(self, again: Again) -> In:
+    def _input(self, again: Again) -> tuple[Runnable[Any, Out], Any]:
+        """What is run, on what: the chain on its input, or what follows its template on the revised prompt."""
         addition = again.request.revision
-        return self._value if addition is None else self._revise(self._value, addition)
+        if addition is None:
+            return self._chain, self._value
+        if self._revise is not None:
+            return self._chain, self._revise(self._value, addition)
+        value = self._told(addition)
+        if self._template is None:
+            return self._chain, value
+        assert isinstance(self._chain, RunnableSequence)  # noqa: S101  # it begins with a template
+        return RunnableSequence(*self._chain.steps[1:], name=self._chain.name), value
+
+    def _told(self, addition: str) -> Any:
+        """The chain's input, or its template's prompt, with ``addition`` behind it; None where that cannot be."""
+        if self._template is not None:
+            return told(self._template.invoke(self._value), addition)
+        return told(self._value, addition, self.step.messages[-1].get("content"))
 
     def _child(self, again: Again, *, held: bool = True) -> tuple[RunnableConfig, list[Held]]:
         """The configuration of a run: a child of this call's run; from the second on it carries the run's tag."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from rfx_agent.adapters.graph.keys import Answer, Keys, Reading, answer_in, read
 from rfx_agent.adapters.graph.recovery_graph import RecoveryInput, case_of, outcome_of, recovery_graph, step_input
 from rfx_agent.adapters.graph.source import Given
 from rfx_agent.errors import ConfigError, Unresolved
+from rfx_agent.records import Rollout
+from rfx_agent.samplers.chat import rollout_of
 
 __all__ = ["add_recovery"]
 
@@ -32,6 +34,7 @@ def add_recovery(
     unresolved: str | None = None,
     interrupts: bool = True,
     name: str = "recover",
+    nodes: Sequence[str] = (),
 ) -> None:
     """Put the recovery graph behind the node ``after`` of ``builder``, as a node called ``name``.
 
@@ -57,6 +60,7 @@ def add_recovery(
         unresolved: the node to go to where there is no answer.
         interrupts: whether a person is asked when nothing helps.
         name: of the new node.
+        nodes: as ``recovery_graph`` takes them.
 
     Raises:
         ConfigError: on parameters that do not fit the graph, and on edges that cannot be led through the new node.
@@ -78,7 +82,7 @@ def add_recovery(
             f"add_recovery: unresolved is {unresolved!r}, but {after} is joined with other nodes before "
             f"{sorted(end for _, end in joined)}; give outcome= and branch behind the join"
         )
-    graph = recovery_graph(recovery, interrupts=interrupts, name=name)
+    graph = recovery_graph(recovery, interrupts=interrupts, name=name, nodes=nodes)
     plain = isinstance(builder.channels.get(answer), LastValue)
     mapping = _Mapping(keys, plain, tuple(sorted(leads)), unresolved, after)
 
@@ -119,7 +123,11 @@ class _Mapping:
     def asked(self, state: Any) -> RecoveryInput | None:
         """The recovery graph's input, or None where there is no answer to look at."""
         answer = answer_in(read(state, self.keys.answer))
-        return None if answer is None else step_input(self.keys.step(state, answer), answer.text)
+        if answer is None:
+            return None
+        ended = None if answer.message is None else rollout_of(answer.message).finish_reason
+        given = answer.text if ended is None else Rollout(answer.text, finish_reason=ended)
+        return step_input(self.keys.step(state, answer), given)
 
     def gave(self, state: Any, output: Any) -> Any:
         """The update of the parent's state, and where to go where that is not in the edges."""

@@ -20,7 +20,7 @@ from within a parent graph they arrive under the subgraph's namespace, with ``su
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NotRequired
 
@@ -38,7 +38,7 @@ from rfx_agent.engine.drive import Flow, drive, drive_async
 from rfx_agent.engine.nodes import carry_out, diagnose, start
 from rfx_agent.engine.run import Run
 from rfx_agent.errors import ConfigError, StateError
-from rfx_agent.records import Step
+from rfx_agent.records import Rollout, Step
 from rfx_agent.recovery import Recovery
 from rfx_agent.remedies.chosen import chosen
 
@@ -48,12 +48,13 @@ __all__ = ["RecoveryInput", "RecoveryOutput", "RecoveryState", "case_of", "outco
 class RecoveryInput(TypedDict):
     """What the graph takes.
 
-    ``step`` is a prompt, or the mapping that ``step_input`` makes. ``candidate`` is the text that the agent already
-    has; without it the sampler is asked for the first draw.
+    ``step`` is a prompt, or the mapping that ``step_input`` makes. ``candidate`` is what the agent already has: its
+    text, or the mapping that ``step_input`` makes of a rollout, with how it ended. Without it the sampler is asked for
+    the first draw.
     """
 
     step: str | dict[str, Any]
-    candidate: NotRequired[str | None]
+    candidate: NotRequired[str | dict[str, Any] | None]
 
 
 class RecoveryOutput(TypedDict):
@@ -67,13 +68,23 @@ class RecoveryState(RecoveryInput, RecoveryOutput):
     """Everything that the graph owns. ``recovery`` is a ``Case``, encoded: compact, made of plain values."""
 
 
-def step_input(step: Step, candidate: str | None = None) -> RecoveryInput:
+def step_input(step: Step, candidate: str | Rollout | None = None) -> RecoveryInput:
     """The graph's input for ``step``."""
-    return {"step": plain(step), "candidate": candidate}
+    return {"step": plain(step), "candidate": plain(candidate) if isinstance(candidate, Rollout) else candidate}
 
 
 def outcome_of(state: RecoveryOutput | dict[str, Any]) -> Outcome:
-    """The typed outcome in a state that the graph returned."""
+    """The typed outcome in a state that the graph returned.
+
+    Raises:
+        ConfigError: the state has none: the graph waits for a person, or has no node for a remedy of one's own.
+    """
+    if not isinstance(state, Mapping) or not state.get("outcome"):
+        raise ConfigError(
+            "outcome_of: the state has no outcome; resume the thread if the graph waits for a person "
+            "(state['__interrupt__']), and name the node of a remedy that the recovery no longer lists in "
+            "recovery_graph(nodes=[...])"
+        )
     return load(Outcome, state["outcome"])
 
 
@@ -196,7 +207,16 @@ def _opened(run: Run, state: RecoveryState) -> Case:
     if _returns(state.get("recovery"), step):
         return load_case(state["recovery"])
     # LangGraph gives a node that runs again from the same checkpoint the same task, in whatever process.
-    return start(run, step, state.get("candidate"), run_id=task_id() if run.settings.shared is not None else "")
+    given = state.get("candidate")
+    candidate = _candidate(given) if isinstance(given, Mapping) else given
+    return start(run, step, candidate, run_id=task_id() if run.settings.shared is not None else "")
+
+
+def _candidate(given: Mapping[str, Any]) -> Rollout:
+    try:
+        return load(Rollout, given)
+    except StateError as error:  # it is the caller's input, and no state
+        raise ConfigError(f"recovery graph: candidate is {given!r}: {error}; give a text") from error
 
 
 def _step(given: str | dict[str, Any]) -> Step:
