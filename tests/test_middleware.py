@@ -917,5 +917,7 @@ def test_a_model_that_fails_is_a_sampler_error_in_the_case() -> None:
     chat = model("40", ConnectionError("a"), ConnectionError("b"))
     with pytest.raises(Unresolved) as caught:
         agent(chat).invoke(ASKED)
-    assert "ConnectionError: a" in caught.value.case.blocked
+    # The first is a failed attempt, the second in a row means that the model is out of reach.
+    assert caught.value.case.attempts[0].misses == 1
+    assert "ConnectionError: b" in caught.value.case.blocked
     assert issubclass(SamplerError, Exception)

@@ -135,5 +135,7 @@ def recovery(model: Any, *, hangs: Mapping[str, float] | None = None, **more: An
         "budget": RetryBudget(samples=12, calls=60),
         "max_tokens": 32,
         "seed": 1,
+        "extra_samples": 3,  # several at once, so that a server can give fewer than it was asked for
+        "concurrency": 4,
     }
     return Recovery(**(parts | more))

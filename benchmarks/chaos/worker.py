@@ -50,7 +50,6 @@ from rfx_agent.adapters.graph.recovery_graph import RecoveryState
 from rfx_agent.budgets.sql.store import SQLStore
 from rfx_agent.escalation.overdue import aclose_overdue, close_overdue
 from rfx_agent.events import Event, Finished
-from rfx_agent.policies import DefaultPolicy
 from rfx_agent.ports import Sampler
 from rfx_agent.samplers.openai.sampler import OpenAISampler
 
@@ -124,7 +123,7 @@ def opened(plan: Plan, journal: Any, model: Any, store: Any, item: str) -> Recov
 
     more: dict[str, Any] = {}
     if item.startswith("hard"):
-        more = {"budget": RetryBudget(samples=8), "policy": DefaultPolicy(rounds={"retry": 1, "tool": 1})}
+        more = {"budget": RetryBudget(samples=8)}
     return recovery(
         model,
         shared=SharedBudget(store=store, limits=limits(), scopes={"run": item}, seconds=plan.expires),

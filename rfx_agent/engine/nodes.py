@@ -222,7 +222,7 @@ def _paid(case: Case) -> Case:
 
 
 def _accepted(case: Case, rollout: Rollout) -> Outcome:
-    as_it_was = rollout is case.rollouts[0]
+    as_it_was = rollout is case.rollouts[0] and len(case.decisions) == 1
     same = tuple(
         x.id
         for x in case.rollouts

@@ -36,6 +36,8 @@ class Asked:
             blocks nothing: others may help.
         normal: whether this is the step's first draw.
         elsewhere: whether it is another model than the deployment's.
+        forgives: whether one failure is a failed attempt, and only the second in a row blocks: a run of the user's own
+            chain, node or agent that raised.
     """
 
     call: Callable[[int], Call]
@@ -45,6 +47,7 @@ class Asked:
     blocks: bool = True
     normal: bool = False
     elsewhere: bool = False
+    forgives: bool = False
 
 
 def asking(sampler: Sampler, request: SampleRequest, each: Spend, **more: object) -> Asked:
@@ -53,7 +56,7 @@ def asking(sampler: Sampler, request: SampleRequest, each: Spend, **more: object
     def call(n: int) -> Call:
         return Call(sampler.sample, sampler.asample, (replace(request, n=n),))
 
-    return Asked(call, sampler.name, each, **more)  # type: ignore[arg-type]  # fields of Asked
+    return Asked(call, sampler.name, each, forgives=sampler.runs_again, **more)  # type: ignore[arg-type]  # its fields
 
 
 def candidates(run: Run, case: Case, remedy: str, wanted: int, asked: Asked) -> Flow[Case]:
@@ -65,6 +68,8 @@ def candidates(run: Run, case: Case, remedy: str, wanted: int, asked: Asked) -> 
         return case.add((), Attempt(remedy, 0, note=f"the budget cannot pay for a draw: {caps}"))
     before = case.ledger.spent.tokens
     request = asked.call(n).args[-1]
+    first = asked.forgives and not (case.attempts and case.attempts[-1].misses and not case.attempts[-1].got)
+    asked = replace(asked, blocks=asked.blocks and not first)
     case, rollouts, failure = yield from ask_model(run, case, remedy, n, asked)
     start_ = len(request.prefix or "")
     made = tuple(
@@ -72,7 +77,8 @@ def candidates(run: Run, case: Case, remedy: str, wanted: int, asked: Asked) -> 
     )
     note = failure or (f"{len(made)} of {n} came back" if len(made) < n else "")
     tokens = case.ledger.spent.tokens - before
-    return case.add(made, Attempt(remedy, n, len(made), tokens=tokens, note=note))
+    missed = int(first and bool(failure) and not case.blocked)
+    return case.add(made, Attempt(remedy, n, len(made), misses=missed, tokens=tokens, note=note))
 
 
 def ask_model(run: Run, case: Case, remedy: str, n: int, asked: Asked) -> Flow[tuple[Case, tuple[Rollout, ...], str]]:

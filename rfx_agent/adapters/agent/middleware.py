@@ -112,7 +112,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         tool_retries: most further calls of one tool call.
         expected: makes what the verifier compares with from the model request; no model sees it.
         step_id: makes the step's name from the model request; by default a digest of its last message.
-        temperature: of draws; None for the agent's own. A lifted one is set all the same.
+        temperature: of draws; None for the agent's own.
         max_tokens: most tokens of a draw, set on the model; None leaves that alone and reserves 512.
         takes_temperature: whether the model does; None looks whether it has such a field.
         options: further parameters of ``Recovery``.

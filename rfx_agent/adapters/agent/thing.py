@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -27,7 +27,7 @@ class Parameters:
     """Which parameters of a draw differ from the agent's own.
 
     Attributes:
-        temperature: the user's, or None for the agent's own; a lifted one is set all the same.
+        temperature: the user's, or None for the agent's own.
         max_tokens: the user's, or None for the agent's own.
         takes_temperature: whether the model does; None looks whether it has such a field.
     """
@@ -74,9 +74,10 @@ class AgentModel(Thing):
         *,
         revises: bool = True,
         root: AgentModel | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         self._request, self._handler, self._model, self._settings = request, handler, model, settings
-        self._nominal, self._root = nominal, root or self
+        self._nominal, self._root, self._names = nominal, root or self, names
         self.takes_revision = revises
         own_model = request.model
         declared = getattr(type(own_model), "model_fields", {})
@@ -132,6 +133,8 @@ class AgentModel(Thing):
             changed["max_tokens"] = request.max_tokens
         if request.seed is not None:
             changed["seed"] = request.seed + again.index  # or all draws would be one
+        if self._names is not None:  # another model's, which its sampler knows
+            changed = {name: value for name, value in changed.items() if name in self._names}
         asked = self._request
         if request.revision is not None:  # in this request alone, never in the thread
             asked = asked.override(messages=told(list(asked.messages), request.revision) or asked.messages)
@@ -141,10 +144,9 @@ class AgentModel(Thing):
         """The agent's request to another chat model, with its tools and its structured response."""
         if not isinstance(other, ChatModelSampler):
             return None
-        takes = {name: None for name in ("temperature", "max_tokens") if name not in other.arguments}
-        settings = replace(self._settings, takes_temperature="temperature" in other.arguments, **takes)
-        request = self._request.override(model=other.model)
-        return AgentModel(request, self._handler, self._model, settings, self._nominal, root=self._root)
+        request, names = self._request.override(model=other.model), other.arguments
+        settings = replace(self._settings, takes_temperature="temperature" in names)
+        return AgentModel(request, self._handler, self._model, settings, self._nominal, root=self._root, names=names)
 
 
 def fits(like: Any, schema: Any) -> Callable[[str], Verdict | None] | None:
