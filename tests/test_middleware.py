@@ -917,7 +917,16 @@ def test_a_model_that_fails_is_a_sampler_error_in_the_case() -> None:
     chat = model("40", ConnectionError("a"), ConnectionError("b"))
     with pytest.raises(Unresolved) as caught:
         agent(chat).invoke(ASKED)
-    # The first is a failed attempt, the second in a row means that the model is out of reach.
-    assert caught.value.case.attempts[0].misses == 1
+    assert "ConnectionError: a" in caught.value.case.blocked
+
+
+def test_one_exception_in_a_further_call_is_a_failed_attempt_and_the_second_in_a_row_the_end() -> None:
+    one_by_one = middleware(extra_samples=None)
+    chat = model("40", ConnectionError("a"), "42")
+    assert agent(chat, one_by_one).invoke(ASKED)["messages"][-1].content == "42"
+    chat = model("40", ConnectionError("a"), ConnectionError("b"))
+    with pytest.raises(Unresolved) as caught:
+        agent(chat, one_by_one).invoke(ASKED)
+    assert [x.misses for x in caught.value.case.attempts] == [1, 0]
     assert "ConnectionError: b" in caught.value.case.blocked
     assert issubclass(SamplerError, Exception)

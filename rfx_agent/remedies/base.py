@@ -68,7 +68,8 @@ def candidates(run: Run, case: Case, remedy: str, wanted: int, asked: Asked) -> 
         return case.add((), Attempt(remedy, 0, note=f"the budget cannot pay for a draw: {caps}"))
     before = case.ledger.spent.tokens
     request = asked.call(n).args[-1]
-    first = asked.forgives and not (case.attempts and case.attempts[-1].misses and not case.attempts[-1].got)
+    last = case.attempts[-1] if case.attempts else Attempt(remedy)
+    first = asked.forgives and n == 1 and not (last.misses and not last.got)
     asked = replace(asked, blocks=asked.blocks and not first)
     case, rollouts, failure = yield from ask_model(run, case, remedy, n, asked)
     start_ = len(request.prefix or "")
