@@ -85,6 +85,14 @@ def async_(runnable: Any, value: Any, config: Any = None) -> Any:
 both = pytest.mark.parametrize("run", [sync, async_])
 
 
+def asked(text: str) -> ChatPromptTemplate:
+    return ChatPromptTemplate.from_messages([("system", "Be brief."), ("user", text)])
+
+
+def spoken(model: Chat) -> Callable[[Any], str]:
+    return lambda prompt: str(model.invoke(prompt).content)
+
+
 def prompted(model: Chat, *keys: str) -> Runnable[Any, Any]:
     text = "\n".join(f"{{{key}}}" for key in keys)
     return ChatPromptTemplate.from_messages([("system", "Be brief."), ("user", text)]) | model | StrOutputParser()
@@ -100,6 +108,9 @@ def prompted(model: Chat, *keys: str) -> Runnable[Any, Any]:
         ([("user", "How much?")], lambda model: model | StrOutputParser()),
         (ChatPromptTemplate.from_messages([("user", "How much?")]).invoke({}), lambda m: m | StrOutputParser()),
         ({"question": "How much?"}, lambda model: prompted(model, "question")),
+        ({"question": "How much?"}, lambda model: asked("{question}") | model),
+        ({"question": "How much?"}, lambda model: asked("{question}") | RunnableLambda(spoken(model))),
+        ("How much?", lambda model: {"question": RunnableLambda(str)} | asked("{question}") | model),
     ],
 )
 def test_a_chain_is_told_in_whatever_form_its_prompt_comes(
@@ -107,7 +118,8 @@ def test_a_chain_is_told_in_whatever_form_its_prompt_comes(
 ) -> None:
     model = Chat()
     chain = with_recovery(make(model), verifier=VERIFIER)
-    assert run(chain, value) == "right"
+    given = run(chain, value)
+    assert getattr(given, "content", given) == "right"
     first, second = model.seen
     assert HINT not in str(first)
     assert [m.type for m in second] == [m.type for m in first]
@@ -149,6 +161,22 @@ def test_behind_a_template_the_revision_stands_behind_the_whole_prompt(run: Any)
     delegated = with_recovery(chain, verifier=VERIFIER, remedies=[Delegate(large)])
     assert run(delegated, {"text": "hello"}) == "right"
     assert large.requests[0].messages == ({"role": "user", "content": "Translate 'hello' into French."},)
+
+
+@both
+def test_what_comes_before_the_template_never_sees_the_revision(run: Any) -> None:
+    """As in retrieval: the failed answer is no part of a search."""
+    model, queries = Chat(), list[str]()
+
+    def search(query: str) -> str:
+        queries.append(query)
+        return "a letter"
+
+    context = {"context": RunnableLambda(search), "question": RunnableLambda(str)}
+    chain = context | asked("{context}: {question}") | model | StrOutputParser()
+    assert run(with_recovery(chain, verifier=VERIFIER), "How much?") == "right"
+    assert queries == ["How much?", "How much?"]
+    assert HINT in str(model.seen[-1])
 
 
 @both

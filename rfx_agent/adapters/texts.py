@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages, convert_to_openai_messages
-from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
 from rfx_agent.records import Step, Verdict
 
 _MOST_TOLD = 1_000  # characters of an error that a model is told
+_LINKS = re.compile(r"[ \t]*For (?:troubleshooting|further information),? visit:? \S+[ \t]*\n?")
 
 __all__ = ["as_text", "flawed", "restored", "step_of", "told"]
 
@@ -70,6 +72,8 @@ def told(value: Any, addition: str, prompt: str | None = None) -> Any:
     """
     if isinstance(value, str):
         return f"{value}\n\n{addition}"
+    if isinstance(value, StringPromptValue):
+        return StringPromptValue(text=f"{value.text}\n\n{addition}")
     if isinstance(value, PromptValue):
         return ChatPromptValue(messages=_added(value.to_messages(), addition))
     if isinstance(value, Mapping):
@@ -100,7 +104,7 @@ def _added(messages: Sequence[BaseMessage], addition: str) -> list[BaseMessage]:
 
 def flawed(error: Exception, what: str = "") -> Verdict:
     """The verdict on an output that could not be made: what raised says what is wrong with it."""
-    said = str(error).partition("\nFor troubleshooting")[0][:_MOST_TOLD]
+    said = _LINKS.sub("", str(error))[:_MOST_TOLD].strip()
     return Verdict(False, reason=f"{what or type(error).__name__}: {said}", feedback=said or None, kind="malformed")
 
 

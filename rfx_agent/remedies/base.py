@@ -69,7 +69,7 @@ def candidates(run: Run, case: Case, remedy: str, wanted: int, asked: Asked) -> 
     before = case.ledger.spent.tokens
     request = asked.call(n).args[-1]
     last = case.attempts[-1] if case.attempts else Attempt(remedy)
-    first = asked.forgives and n == 1 and not (last.misses and not last.got)
+    first = asked.forgives and asked.blocks and n == 1 and not (last.misses and not last.got)
     asked = replace(asked, blocks=asked.blocks and not first)
     case, rollouts, failure = yield from ask_model(run, case, remedy, n, asked)
     start_ = len(request.prefix or "")

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AIMessage
 from langchain_core.prompts import BasePromptTemplate
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, patch_config
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSequence, patch_config
 from langchain_core.runnables.config import get_executor_for_config
 
 from rfx_agent.adapters.attempts import Again, Made, Thing, response_id, tag, together
@@ -92,23 +92,21 @@ class Chain(Thing, Generic[In, Out]):
         self._config, self._run, self._model = config, run, model
         self._text, self._failures = text, failures
         self._revise = revise
-        # Of a chain that begins with a template, what the template makes is the prompt: a text in one of its variables
-        # may be anything.
-        steps = chain.steps if isinstance(chain, RunnableSequence) else ()
-        self._template: Runnable[Any, Any] | None = None
-        if steps and isinstance(steps[0], BasePromptTemplate):
-            self._template = steps[0]
+        # What a chain's template makes is the prompt: a text in one of its variables may be anything.
+        self._steps = chain.steps if isinstance(chain, RunnableSequence) else []
+        places = (i for i, step in enumerate(self._steps) if isinstance(step, BasePromptTemplate))
+        self._template = next(places, None)
 
     @cached_property
     def takes_revision(self) -> bool:  # type: ignore[override]  # asked for failed answers alone
         """See ``Thing``."""
-        return self._revise is not None or self._told("") is not None
+        return self._revise is not None or self._template is not None or self._told("") is not None
 
     def prompted(self) -> Step:
         """The step with the messages that the chain's template makes of its input, where it begins with one."""
-        if self._template is None:
+        if self._template != 0:
             return self.step
-        made = self._template.invoke(self._value)
+        made: Any = self._steps[0].invoke(self._value)
         return replace(self.step, messages=step_of(made).messages)
 
     def driver(self) -> Sampler | None:
@@ -218,22 +216,21 @@ class Chain(Thing, Generic[In, Out]):
         return made
 
     def _input(self, again: Again) -> tuple[Runnable[Any, Out], Any]:
-        """What is run, on what: the chain on its input, or what follows its template on the revised prompt."""
+        """What is run, on what: the chain on its input; for a revision with more text behind its prompt."""
         addition = again.request.revision
         if addition is None:
             return self._chain, self._value
         if self._revise is not None:
             return self._chain, self._revise(self._value, addition)
-        value = self._told(addition)
         if self._template is None:
-            return self._chain, value
-        assert isinstance(self._chain, RunnableSequence)  # noqa: S101  # it begins with a template
-        return RunnableSequence(*self._chain.steps[1:], name=self._chain.name), value
+            return self._chain, self._told(addition)
+        behind = self._template + 1
+        more = RunnableLambda(lambda prompt: told(prompt, addition), name="revision")
+        steps = [*self._steps[:behind], more, *self._steps[behind:]]
+        return RunnableSequence(*steps, name=self._chain.name), self._value
 
     def _told(self, addition: str) -> Any:
-        """The chain's input, or its template's prompt, with ``addition`` behind it; None where that cannot be."""
-        if self._template is not None:
-            return told(self._template.invoke(self._value), addition)
+        """The chain's input with ``addition`` behind its prompt; None where nothing tells where that is."""
         return told(self._value, addition, self.step.messages[-1].get("content"))
 
     def _child(self, again: Again, *, held: bool = True) -> tuple[RunnableConfig, list[Held]]:
