@@ -103,7 +103,7 @@ def engine(model: Model, options: dict[str, Any]) -> bool:
 
 
 def further(options: dict[str, Any]) -> dict[str, Any]:
-    """The budget where the first candidate comes from outside, and is no attempt of the recovery."""
+    """One attempt fewer: the user's own call makes the first candidate, and the budget does not count it."""
     most = options["budget"].attempts
     return {**options, "budget": RetryBudget(attempts=most - 1)}
 

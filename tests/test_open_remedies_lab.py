@@ -115,7 +115,7 @@ def test_a_typing_mistake_among_numbers_is_a_bad_row(tmp_path: Path) -> None:
     ("columns", "why"),
     [
         ({"difficulty": [3, 4]}, r"'difficulty': most of its numbers lie outside \[0, 1\].*capital letter"),
-        ({"kind_lazy": [0.5, 0.5]}, "'kind_lazy': 'lazy' is no kind of failure; choose among cut, refused"),
+        ({"kind_lazy": [0.5, 0.5]}, "'kind_lazy': 'lazy' is not a kind of failure; choose among cut, refused"),
         ({"My-Own": [0.5, 0.5], "My-Own_attempts": [3, 3]}, r"'My-Own' has attempts or tokens beside it.*\[a-z0-9_\]"),
         ({"spread": [0.5, 0.5]}, "'concentration', 'logit_dispersion'.*features of one kind come together"),
         ({"kind_cut": [0.7, 0.2], "kind_wrong": [0.7, 0.2]}, "row 1: kind_cut: .*add up to more than 1"),

@@ -165,7 +165,7 @@ def test_behind_a_template_the_revision_stands_behind_the_whole_prompt(run: Any)
 
 @both
 def test_what_comes_before_the_template_never_sees_the_revision(run: Any) -> None:
-    """As in retrieval: the failed answer is no part of a search."""
+    """A retriever must search for the question alone, not for the failed answer too."""
     model, queries = Chat(), list[str]()
 
     def search(query: str) -> str:
@@ -177,6 +177,12 @@ def test_what_comes_before_the_template_never_sees_the_revision(run: Any) -> Non
     assert run(with_recovery(chain, verifier=VERIFIER), "How much?") == "right"
     assert queries == ["How much?", "How much?"]
     assert HINT in str(model.seen[-1])
+
+
+@both
+def test_of_a_chains_message_nothing_is_read_but_how_it_ended(run: Any) -> None:
+    odd = AIMessage("right", response_metadata={"logprobs": ["in a form of its own"], "finish_reason": "stop"})
+    assert run(with_recovery(RunnableLambda(lambda _: odd), verifier=VERIFIER), "How much?") is odd
 
 
 @both

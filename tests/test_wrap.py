@@ -287,7 +287,7 @@ def test_tokens_that_the_chains_models_report_are_charged(call: Callable[..., An
     with pytest.raises(Unresolved) as caught:
         call(chain, "q")
     spent = caught.value.case.ledger.spent
-    # The three that recovery drew, and two that raised: nobody knows what they cost, so all that was reserved.
+    # Three draws count what they used. Two raised, and their use is unknown, so all that was reserved counts.
     assert (spent.samples, spent.tokens) == (5, 3 * (5 + 2) + 2 * (5 + 512))
 
 

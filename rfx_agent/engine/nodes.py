@@ -86,7 +86,7 @@ class First:
         return price_of_verdicts(run, self.replies or ())
 
     def opened(self, run: Run) -> Flow[Case]:
-        """The case, with the candidate judged. A verdict that there is already is not asked for again."""
+        """Open a case for the candidate. The verdict that was given before is used, and not asked for again."""
         if self.case is not None:
             return self.case
         case = start(run, self.step, self.candidate, ledger=self.ledger)

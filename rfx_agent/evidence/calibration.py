@@ -27,6 +27,8 @@ FeatureStats = Moments
 
 Stats: TypeAlias = Mapping[Evidence, Mapping[str, Moments]]
 
+Counts: TypeAlias = Mapping[str, tuple[float, float]]
+
 _UNKNOWN: Beta = (1.0, 1.0)  # an operator nobody has measured
 _DECODING: tuple[str, ...] = (
     "retry",
@@ -62,7 +64,7 @@ class Calibration:
     stats: Stats = field(default_factory=dict)
     priors: Mapping[str, Beta] = field(default_factory=dict)
     rates: Mapping[str, Moments] = field(default_factory=dict)
-    counts: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    counts: Counts = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind, features in self.stats.items():
@@ -250,10 +252,7 @@ class Calibration:
             stats=stats,
             priors=_with_measured({**other.priors, **self.priors}, rates),
             rates=rates,
-            counts={
-                key: (self.counts.get(key, (0, 0))[0] + p, self.counts.get(key, (0, 0))[1] + n)
-                for key, (p, n) in {**dict.fromkeys(self.counts, (0, 0)), **other.counts}.items()
-            },
+            counts=_added(self.counts, other.counts),
         )
 
     def to_json(self) -> str:
@@ -360,6 +359,14 @@ def _check_stats(field_name: str, stats: Any) -> None:
         raise CalibrationError(
             f"{field_name} is {stats!r}; give FeatureStats with count and std not negative, all finite"
         ) from error
+
+
+def _added(mine: Counts, theirs: Counts) -> dict[str, tuple[float, float]]:
+    total = dict(mine)
+    for key, (passes, tries) in theirs.items():
+        before = total.get(key, (0.0, 0.0))
+        total[key] = (before[0] + passes, before[1] + tries)
+    return total
 
 
 def _merge_all(mine: Mapping[str, Moments], theirs: Mapping[str, Moments]) -> dict[str, Moments]:

@@ -66,7 +66,8 @@ def diagnose_case(
     passed = next((r.id for r in case.rollouts if r.passed), None)
     last = next(reversed(failed), None)
     kind = None if last is None else last.kind
-    told = case.revisable is not None and case.revisable.told
+    shown = case.revisable
+    told = shown is not None and shown.told
     # Rollouts that were cut off say nothing of the failure, as soon as there is one that was not.
     believed = next((r.kind for r in reversed(failed) if r.kind != "cut"), kind)
     names = sorted({*(calibration.priors if routable else ()), *options, *(a.remedy for a in case.attempts)})

@@ -22,7 +22,7 @@ Beta: TypeAlias = tuple[float, float]
 
 
 def update(prior: Beta, passes: int, draws: int) -> Beta:
-    """Posterior after ``passes`` successes in ``draws`` attempts.
+    """The Beta distribution of a rescue rate after ``draws`` attempts, of which ``passes`` succeeded.
 
     Raises:
         ConfigError: parameters that are not positive and finite, or counts without 0 <= passes <= draws.

@@ -99,7 +99,7 @@ def columns_of(pl: Any, frame: pl.LazyFrame, source: Path, *, typed: bool) -> Co
     outside = _outside(pl, frame, [n for n in (*asked, *odd) if schema[n].is_numeric() or _text(pl, schema[n], typed)])
     for name, share in outside.items():
         if name in odd:
-            why = f"{name.removeprefix(_KIND)!r} is no kind of failure; choose among {', '.join(KINDS)}"
+            why = f"{name.removeprefix(_KIND)!r} is not a kind of failure; choose among {', '.join(KINDS)}"
         elif share > 0.5:
             why = (
                 "most of its numbers lie outside [0, 1], and a column of numbers under a name of [a-z0-9_] that means "

@@ -151,9 +151,7 @@ class DefaultPolicy:
         return self._decision(d, ledger, first, f"worth:{first}", regime, sentence)
 
     def _ends(self, d: Diagnosis, ledger: Ledger, reason: str, sentence: str, regime: Regime | None = None) -> Decision:
-        expected = {name: mean(beta) for name, beta in d.posterior.items()}
-        more = {"expected": expected, "regime": regime if d.answered else None}
-        return draft(self, d, ledger, "escalate", "human", reason, sentence, **more)  # type: ignore[arg-type]
+        return self._decision(d, ledger, "human", reason, regime, sentence)
 
     def _decision(
         self,
@@ -168,7 +166,7 @@ class DefaultPolicy:
     ) -> Decision:
         expected = {name: mean(beta) for name, beta in d.posterior.items()}
         more = {"regime": regime if d.answered else None, "from_junction": from_junction}
-        node = d.nodes[remedy]
+        node = "escalate" if remedy == "human" else d.nodes[remedy]
         return draft(self, d, ledger, node, remedy, reason, sentence, expected=expected, **more)
 
 

@@ -83,7 +83,11 @@ def candidates(run: Run, case: Case, remedy: str, wanted: int, asked: Asked) -> 
 
 
 def ask_model(run: Run, case: Case, remedy: str, n: int, asked: Asked) -> Flow[tuple[Case, tuple[Rollout, ...], str]]:
-    """Ask for ``n`` completions; with the rollouts, why there is none, or ""."""
+    """Ask a model for ``n`` completions and pay for them.
+
+    Returns:
+        The case with what was spent; the rollouts; and why there are none, "" where there are some.
+    """
     call, model, each = asked.call(n), asked.name, asked.each
     cost, request = each.times(n), call.args[-1]
     tag, heat = f"retry:attempt:{len(case.attempts) + 1}", getattr(request, "temperature", None)

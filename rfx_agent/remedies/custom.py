@@ -78,7 +78,7 @@ class Custom(Remedy, ABC):
                 return str(why)
             if not self._looks_up:
                 asked = self._request(run, case)
-                return asked if isinstance(asked, str) else asked[1] + Spend(attempts=1)
+                return asked if isinstance(asked, str) else asked[-1] + Spend(attempts=1)
         except ConfigError:
             raise
         except Exception as error:  # noqa: BLE001  # a user's own code; the others may still help
@@ -94,25 +94,26 @@ class Custom(Remedy, ABC):
         asked = self._request(run, case)
         if isinstance(asked, str):
             return case.add((), Attempt(self.name, note=asked))
-        request, each = asked
-        own = self.sampler is None
-        model = run.sampler if own else adopted(Sampler, self.sampler, where=f"remedy {self.name}: sampler")  # type: ignore[type-abstract]
-        assert model is not None  # noqa: S101  # _request has looked
-        told = asking(model, request, each, price=None if own else self.price, blocks=False, elsewhere=not own)
+        model, request, each = asked
+        told = asking(model, request, each, price=self._price, blocks=False, elsewhere=self.elsewhere)
         return (yield from candidates(run, case, self.name, 1, told))
 
     @property
     def _looks_up(self) -> bool:
         return type(self).candidate is not Custom.candidate
 
-    def _request(self, run: Run, case: Case) -> tuple[SampleRequest, Spend] | str:
-        """What the model is asked and the most that it costs; or why it is not asked."""
-        model = run.sampler
+    @property
+    def _price(self) -> Price | None:
+        return None if self.sampler is None else self.price
+
+    def _request(self, run: Run, case: Case) -> tuple[Sampler, SampleRequest, Spend] | str:
+        """Which model is asked what, and the most that it costs; or why it is not asked."""
+        model, own = run.sampler, self.sampler is None
         if self.sampler is not None:
             model = adopted(Sampler, self.sampler, where=f"remedy {self.name}: sampler")  # type: ignore[type-abstract]
         if model is None:
             return NO_MODEL
-        if self.sampler is None and not model.takes_revision:
+        if own and not model.takes_revision:
             return f"{model.name} cannot be asked anything but its own prompt"
         given = self.messages(case.step, case.failed)
         if given is None:
@@ -125,12 +126,12 @@ class Custom(Remedy, ABC):
             temperature=run.temperature,
             max_tokens=run.settings.max_tokens,
             seed=seed_of(run, case),
-            revision=_behind(case.step, messages) if self.sampler is None else None,
+            revision=_behind(case.step, messages) if own else None,
         )
-        if self.sampler is None and request.revision is None and messages != case.step.messages and model.runs_again:
+        if own and request.revision is None and messages != case.step.messages and model.runs_again:
             return f"{model.name} can be told more, and not something else"
-        price = None if self.sampler is None else self.price
-        return request, costs.of_completion(run, costs.bytes_of(messages), calls=model.max_calls, price=price)
+        each = costs.of_completion(run, costs.bytes_of(messages), calls=model.max_calls, price=self._price)
+        return model, request, each
 
     def _looked_up(self, run: Run, case: Case) -> Flow[Case]:
         def price(replies: tuple[Reply, ...]) -> Spend:
@@ -172,7 +173,7 @@ class Custom(Remedy, ABC):
             note = f"remedy {self.name}: {type(reply.error).__name__}: {reply.error}"
             return case.note(note).add((), Attempt(self.name, misses=1, note=note[:300]))
         answer = reply.value.answer
-        made = () if answer is None else (Rollout(str(answer), remedy=self.name),)
+        made = () if answer is None else (Rollout(answer, remedy=self.name),)
         return case.add(made, Attempt(self.name, 1, len(made), misses=int(not made)))
 
     def _fee(self, case: Case) -> Spend:

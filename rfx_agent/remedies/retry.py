@@ -18,7 +18,7 @@ __all__ = ["LocalTemp", "Retry", "draw"]
 
 @dataclass(frozen=True)
 class Retry(Remedy):
-    """A new draw from the original prompt; ``Recovery.concurrency`` of them at once.
+    """Ask the model again with the original prompt. One attempt makes ``Recovery.concurrency`` draws at once.
 
     Example:
         >>> Retry().node

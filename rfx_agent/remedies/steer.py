@@ -14,6 +14,7 @@ from rfx_agent.remedies.base import Asked, candidates, seed_of
 
 __all__ = ["Steer"]
 
+_NOTHING = "there is nothing to steer, or nothing to steer with"
 _WORDS = {
     "local_temp": "a draw at a lifted temperature",
     "sparse_steer": "steering at the junction",
@@ -45,15 +46,14 @@ class Steer(Remedy):
         """See ``Remedy``."""
         failed = _site(case)
         if run.settings.steerer is None or failed is None:
-            return "there is nothing to steer, or nothing to steer with"
+            return _NOTHING
         return self._each(run, case, failed) + Spend(attempts=1)
 
     def attempt(self, run: Run, case: Case) -> Flow[Case]:
         """See ``Remedy``."""
         steerer, failed = run.settings.steerer, _site(case)
         if steerer is None or failed is None:
-            note = "there is nothing to steer, or nothing to steer with"
-            return case.add((), Attempt(self.name, note=note))
+            return case.add((), Attempt(self.name, note=_NOTHING))
         request = SampleRequest(case.step.messages, 1, run.temperature, run.settings.max_tokens, seed_of(run, case))
 
         def call(_: int) -> Call:

@@ -17,11 +17,22 @@ from rfx_agent.evidence.tables import TopLogprobs
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage
 
-__all__ = ["ChatModelSampler", "rollout_of"]
+__all__ = ["ChatModelSampler", "ended", "rollout_of"]
 
 _MOST_THREADS = 16
 _REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")  # OpenAI, Anthropic, Bedrock, Ollama
 _ARGUMENTS = ("temperature", "max_tokens", "seed", "logprobs", "top_logprobs")
+
+
+def ended(message: AIMessage) -> str | None:
+    """Why the model stopped, as its provider says it; ``refusal`` where it refused, None where nobody says."""
+    told = message.response_metadata
+    if message.additional_kwargs.get("refusal"):
+        return "refusal"
+    if told.get("status") == "incomplete":  # OpenAI's Responses API
+        details = told.get("incomplete_details")
+        return str((details.get("reason") if isinstance(details, Mapping) else None) or "incomplete")
+    return next((told[key] for key in _REASONS if isinstance(told.get(key), str)), None)
 
 
 def rollout_of(
@@ -43,16 +54,13 @@ def rollout_of(
             table = TopLogprobs.from_rows(rows, tokens)
         except RfxError:
             table = None  # a table that breaks its contract is no evidence; the rollout stays
-    reasons = [told.get(key) for key in _REASONS if isinstance(told.get(key), str)]
-    if told.get("status") == "incomplete":  # OpenAI's Responses API
-        reasons.insert(0, str((told.get("incomplete_details") or {}).get("reason") or "incomplete"))
     refused = message.additional_kwargs.get("refusal")
     return Rollout(
         text=str(message.text) or (refused if isinstance(refused, str) else ""),
         id=name,
         response_id=response_id or message.id,
         temperature=temperature,
-        finish_reason="refusal" if refused else next(iter(reasons), None),
+        finish_reason=ended(message),
         usage=usage,
         tokens=tokens,
         logprobs=table,

@@ -43,14 +43,14 @@ class MathVerifier(NamedVerifier):
         True
     """
 
+    blind = True  # what it tells is how to state an answer
+
     def __init__(self, expected: object = None, *, seconds: float = 5.0, name: str = "math") -> None:
         super().__init__(name)
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError("MathVerifier: math-verify is not installed; pip install 'rfx-agent[math]'")
         self.expected = expected
         self._seconds = checked_number("MathVerifier: seconds", seconds, above=0)
-
-    blind = True  # what it tells is how to state an answer
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""

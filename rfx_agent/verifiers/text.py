@@ -39,6 +39,8 @@ class ExactVerifier(PureVerifier):
         True
     """
 
+    blind = True  # what it tells is how to state an answer
+
     def __init__(
         self,
         expected: object = None,
@@ -59,8 +61,6 @@ class ExactVerifier(PureVerifier):
         self._whole = whole
         self._casefold = casefold
         self._normalise = normalise
-
-    blind = True  # what it tells is how to state an answer
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""

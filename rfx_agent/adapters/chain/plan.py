@@ -88,7 +88,7 @@ class Plan:
         """The draw to return: the first as it was, or what recovery came to."""
         if seen is not None and seen.passed and self.run.unseen:
             return made.output  # type: ignore[no-any-return]  # a Draw
-        if self.prompt is None:
+        if self.prompt is None and not (seen is not None and seen.passed):
             thing.step = thing.prompted()
         attempts = Attempts(thing)
         attempts.first(made)

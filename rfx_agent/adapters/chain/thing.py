@@ -19,7 +19,7 @@ from rfx_agent.adapters.texts import flawed, step_of, told
 from rfx_agent.errors import is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, Step
-from rfx_agent.samplers.chat import rollout_of
+from rfx_agent.samplers.chat import ended
 
 __all__ = ["Chain", "Draw"]
 
@@ -92,10 +92,15 @@ class Chain(Thing, Generic[In, Out]):
         self._config, self._run, self._model = config, run, model
         self._text, self._failures = text, failures
         self._revise = revise
-        # What a chain's template makes is the prompt: a text in one of its variables may be anything.
-        self._steps = chain.steps if isinstance(chain, RunnableSequence) else []
-        places = (i for i, step in enumerate(self._steps) if isinstance(step, BasePromptTemplate))
-        self._template = next(places, None)
+
+    @property
+    def _steps(self) -> list[Runnable[Any, Any]]:
+        return self._chain.steps if isinstance(self._chain, RunnableSequence) else []
+
+    @cached_property
+    def _template(self) -> int | None:
+        """Which step is a prompt template. What it makes is the prompt: a text in a variable of it may be anything."""
+        return next((i for i, step in enumerate(self._steps) if isinstance(step, BasePromptTemplate)), None)
 
     @cached_property
     def takes_revision(self) -> bool:  # type: ignore[override]  # asked for failed answers alone
@@ -164,9 +169,9 @@ class Chain(Thing, Generic[In, Out]):
     def made(self, output: Draw[Out], again: Again) -> Made:
         """A run that gave an output."""
         usage = again.reported.usage()
-        rollout = Rollout(self._text(output.output), "r0", response_id=response_id(again.number), usage=usage)
-        if isinstance(output.output, AIMessage):  # how a model's own message ended
-            rollout = replace(rollout, finish_reason=rollout_of(output.output).finish_reason)
+        text, made = self._text(output.output), output.output
+        why = ended(made) if isinstance(made, AIMessage) else None
+        rollout = Rollout(text, "r0", response_id=response_id(again.number), finish_reason=why, usage=usage)
         return Made(rollout, output, usage=usage)
 
     def failed(self, error: Exception, again: Again) -> Made:

@@ -16,7 +16,7 @@ from rfx_agent.adapters.graph.recovery_graph import RecoveryInput, case_of, outc
 from rfx_agent.adapters.graph.source import Given
 from rfx_agent.errors import ConfigError, Unresolved
 from rfx_agent.records import Rollout
-from rfx_agent.samplers.chat import rollout_of
+from rfx_agent.samplers.chat import ended
 
 __all__ = ["add_recovery"]
 
@@ -125,8 +125,8 @@ class _Mapping:
         answer = answer_in(read(state, self.keys.answer))
         if answer is None:
             return None
-        ended = None if answer.message is None else rollout_of(answer.message).finish_reason
-        given = answer.text if ended is None else Rollout(answer.text, finish_reason=ended)
+        why = None if answer.message is None else ended(answer.message)
+        given = answer.text if why is None else Rollout(answer.text, finish_reason=why)
         return step_input(self.keys.step(state, answer), given)
 
     def gave(self, state: Any, output: Any) -> Any:

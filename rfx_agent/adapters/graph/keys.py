@@ -162,7 +162,13 @@ def located(output: Any, key: str) -> Any:
 
 
 def put(output: Any, key: str, entries: Mapping[str, Any]) -> Any:
-    """``output`` with ``entries`` in it, in the same form; in the part that holds ``key`` where it has several."""
+    """A node's ``output`` with ``entries`` added, in the form that the node gave it.
+
+    Args:
+        output: an update: a mapping, a ``Command``, pairs, an object, or a list of several updates.
+        key: in a list of several updates, the entries go into the one that has this key.
+        entries: values by key of the state.
+    """
     if output is None:
         return dict(entries)
     if isinstance(output, Command):

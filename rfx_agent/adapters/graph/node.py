@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 from langgraph.errors import GraphInterrupt
 
-from rfx_agent.adapters.attempts import Again, Attempts, Made, Thing, in_context
+from rfx_agent.adapters.attempts import Again, Attempts, Made, Thing, in_context, response_id
 from rfx_agent.adapters.graph.keys import Answer, Keys, Reading, answer_in, located, put, replaced
 from rfx_agent.adapters.graph.source import Given, Source, streaming
 from rfx_agent.case import Case
@@ -276,15 +276,16 @@ class _First:
 
         A pass that no hook watches costs the verdict alone; the stream is told of what failed.
         """
-        step = self.keys.step(self.state)
-        attempts = Attempts(NodeAgain(self.name, self.call, self.keys, self.state, recovery.sampler))
-        own = attempts.first(Made(rollout_in(self.answer), self.output))
-        again = self.call.run is not None or self.call.arun is not None
-        run = Run.of(recovery, sampler=attempts if again else None, on_event=streaming(recovery))
-        assert own.rollout is not None  # noqa: S101  # there is an answer
-        first = yield from judged(run, step, own.rollout)
+        run = Run.of(recovery, on_event=streaming(recovery))
+        candidate = rollout_in(self.answer)
+        candidate = replace(candidate, response_id=candidate.response_id or response_id(1))
+        first = yield from judged(run, self.keys.step(self.state), candidate)
         if first.passed and run.unseen and self.keys.outcome is None:
             return self.output
+        attempts = Attempts(NodeAgain(self.name, self.call, self.keys, self.state, recovery.sampler))
+        attempts.first(Made(candidate, self.output))
+        if self.call.run is not None or self.call.arun is not None:
+            run = replace(run, sampler=attempts)
         return self._update((yield from recover(run, (yield from first.opened(run)))), attempts)
 
     def _update(self, case: Case, attempts: Attempts) -> Any:

@@ -55,7 +55,10 @@ def refused(error: Exception) -> bool:
 
 
 def failure_of(error: Exception, place: Place) -> Failure:
-    """Sort ``error``. Its text is in the message without the URL's password, and without the statement's parameters."""
+    """What ``error`` of a database means: what to tell the user, and whether to try again.
+
+    The message has the error's text without the URL's password and without the statement's parameters.
+    """
     inner = error.__cause__ if isinstance(error, Unknown) else error
     raised = getattr(inner, "orig", None) or inner  # the driver's own, of what SQLAlchemy wraps
     code = (getattr(raised, "sqlite_errorcode", None) or 0) & 0xFF

@@ -37,7 +37,7 @@ class Place:
 
     @property
     def sqlite(self) -> bool:
-        """Whether it is a file."""
+        """Whether the database is an SQLite file; otherwise it is a PostgreSQL server."""
         return self.url.get_backend_name() == "sqlite"
 
     @property

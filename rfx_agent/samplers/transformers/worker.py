@@ -170,7 +170,7 @@ class _Shift:
         self._most: int | None = None
 
     def turn(self, calls: Sequence[Call]) -> None:
-        """Let in who waits, generate one token per row, and give what is finished."""
+        """Take new calls into the batch, generate one token for each row, and answer the calls that are finished."""
         wanted = {id(run) for call in calls for run in call.runs}
         for run in self._batch.runs if self._batch is not None else ():
             if id(run) not in wanted:
