@@ -17,6 +17,7 @@ from langchain_core.tools import tool
 from rfx_agent import FunctionVerifier, ProgramTool, RecoverabilityMiddleware
 
 PRICES = {"lamp": 738}
+TOOL = ProgramTool(sandbox="monty")  # or "bubblewrap", a whole CPython, where that is installed
 
 
 @tool
@@ -44,12 +45,13 @@ def main() -> None:
     agent = create_agent(
         ScriptedModel(messages=iter(script)),
         [price],
-        middleware=[RecoverabilityMiddleware(verifier=FunctionVerifier(is_right), tool=ProgramTool())],
+        middleware=[RecoverabilityMiddleware(verifier=FunctionVerifier(is_right), tool=TOOL)],
     )
     state = agent.invoke({"messages": [("user", "What do 962 lamps cost?")]})
     for message in state["messages"]:
         print(f"{message.type:5} {message.text or message.tool_calls}")
     print(state["messages"][-1].response_metadata["rfx"])
+    print(f"programs ran in {TOOL.sandbox.what}")
 
 
 def is_right(text: str) -> bool:

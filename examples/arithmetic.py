@@ -22,7 +22,7 @@ def main() -> None:
     recovery = Recovery(
         sampler=LocalSampler(),
         verifier=ExactVerifier(),
-        tool=ProgramTool(),
+        tool=ProgramTool(sandbox="monty"),  # or "bubblewrap", a whole CPython, where that is installed
         budget=RetryBudget(samples=10, tokens=8_000),
         max_tokens=200,
         seed=7,
@@ -33,6 +33,9 @@ def main() -> None:
     case = case_of(state)
     for decision in case.decisions:
         print(f"{decision.route:12} {decision.sentence}")
+    for attempt in case.attempts:
+        if attempt.note:
+            print(f"{attempt.remedy}: {attempt.note}")  # of a program, where it ran
     outcome = outcome_of(state)
     print(f"{outcome.status}: {outcome.answer}, for {case.ledger.spent.tokens} tokens")
 

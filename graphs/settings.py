@@ -8,6 +8,8 @@ What only the deployment's operator decides comes from the environment:
     RFX_API_KEY               the key; RFX_API_KEY_<NAME> are further ones that assistants may name, never see
     RFX_STORE                 URL of a shared budget's store: runs that are killed pay for nothing twice
     RFX_TOKENS_PER_HOUR       with it, tokens that recovery may spend per hour, all assistants together
+    RFX_SANDBOX               where programs run that a model writes: monty (the default), a subset of Python, or
+                              bubblewrap, a CPython; one for all assistants
     RFX_SEED, RFX_MAX_TOKENS  defaults of the settings of that name
 
 A server that is not listed is refused: what an assistant configures, any of its users may have written.
@@ -111,7 +113,11 @@ class Settings(BaseModel):
         le=64,
     )
     concurrency: int = Field(1, title="Draws at once", description="Draws of one round.", ge=1, le=64)
-    tool: bool = Field(True, title="Program tool", description="Whether the model may write a program and have it run.")
+    tool: bool = Field(
+        True,
+        title="Program tool",
+        description="Whether the model may write a program and have it run, in Monty or in what RFX_SANDBOX names.",
+    )
     attempts: int = Field(12, title="Budget: attempts", description="Most candidate answers per step.", ge=0)
     samples: int = Field(16, title="Budget: samples", description="Most completions per step.", ge=0)
     tokens: int = Field(32_000, title="Budget: tokens", description="Most tokens read and written per step.", ge=0)
@@ -162,7 +168,7 @@ def _built(settings: Settings) -> Recovery:
     return Recovery(
         sampler=_sampler(*_server(settings)),
         verifier=_verifier(settings),
-        tool=ProgramTool() if settings.tool else None,
+        tool=_tool() if settings.tool else None,
         policy=_policy(settings),
         budget=RetryBudget.of({cap: getattr(settings, cap) for cap in caps}),
         shared=_shared(),
@@ -202,6 +208,14 @@ def _shared() -> SharedBudget | None:
         raise ConfigError("environment: RFX_TOKENS_PER_HOUR is set and RFX_STORE is not; give the store's URL too")
     limits = () if most is None else (Window("global", "tokens", most, "hour"),)
     return None if url is None else SharedBudget(store=SQLStore(url), limits=limits)
+
+
+@cache
+def _tool() -> ProgramTool:
+    sandbox: Any = os.environ.get("RFX_SANDBOX", "monty")
+    if sandbox not in ("monty", "bubblewrap"):
+        raise ConfigError(f"environment: RFX_SANDBOX is {sandbox!r}; give monty or bubblewrap")
+    return ProgramTool(sandbox=sandbox)
 
 
 def _same(url: str) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rfx_agent.verifiers.math import MathVerifier
     from rfx_agent.verifiers.schema import JsonSchemaVerifier, PydanticVerifier
     from rfx_agent.verifiers.text import ExactVerifier, RegexVerifier
+    from rfx_agent.verifiers.unit_tests import TestsVerifier
 
 __all__ = [
     "Case",
@@ -73,6 +74,7 @@ __all__ = [
     "SampleResult",
     "SharedBudget",
     "Step",
+    "TestsVerifier",
     "Unresolved",
     "Usage",
     "Verdict",
@@ -104,6 +106,7 @@ _LAZY = {
     "RegexVerifier": "verifiers.text",
     "Revise": "remedies.revise",
     "SQLStore": "budgets.sql.store",
+    "TestsVerifier": "verifiers.unit_tests",
     "add_recovery": "adapters.graph.behind",
     "outcome_of": "adapters.graph.recovery_graph",
     "price_of": "budgets.prices",

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.kinds import kind_of
+from rfx_agent.evidence.opinions import probability_right
 from rfx_agent.records import Agreement, Evidence, Kind, Rollout, Spend, Step
 
 __all__ = ["Ask", "Attempt", "Case", "Decision", "Diagnosis", "Outcome", "Regime", "Status"]
@@ -31,7 +32,7 @@ class Attempt:
         misses: tries that ended with nothing to judge and count as failures of the remedy (a program that does
             not run). A model that could not be reached is no miss: it says nothing about the failure.
         tokens: what it cost.
-        note: why it produced less than was asked, if it did; may quote model output, so it is untrusted.
+        note: why it produced less than was asked, or what ran it; may quote model output, so it is untrusted.
         kind: how the last answer before it had failed; None where there was none.
         told: whether the verifier had said what is wrong with that answer.
     """
@@ -164,14 +165,16 @@ class Outcome:
 
     Attributes:
         status: ``accepted``, the candidate passed as it was; ``rescued``, a remedy produced a verified success;
-            ``unconfirmed``, a remedy produced an answer that only an opinion passed, with too little confidence;
+            ``unconfirmed``, only an opinion passed the answer, after a failure or under ``hold_first``, and with too
+            little confidence;
             ``human``, a person gave or approved the answer; ``rejected``, a person turned it down;
             ``unresolved``, there is no answer that anybody vouches for; ``unasked``, the same, and a person should
             have been asked: the cap on escalations was spent.
         text: the text that stands, or None.
         answer: its parsed answer, where there is one.
         by: the remedy that produced it, or None.
-        confidence: probability that the answer is right, as far as it was measured; None where it was not.
+        confidence: probability that the answer is right: 1 where it was proved, what opinions on it are worth where
+            their rates were measured, None where they were not.
         best: the best candidate where no answer stands, or None; nobody vouches for it.
         weak: true where what accepted it is no proof (agreement among samples, a judge).
         reason: machine-readable cause, as in ``Decision.reason``.
@@ -262,13 +265,24 @@ class Case:
         spent = self.ledger.spent
         return spent.calls / spent.asked if spent.asked else None
 
+    def confidence(self, rollout: Rollout, prior: float | None) -> float | None:
+        """Probability that ``rollout``, which passed, is right; None where that was not measured.
+
+        Args:
+            rollout: of this case.
+            prior: that its remedy gives a right answer to such a failure, before anybody looked.
+        """
+        if rollout.verdict is None or not rollout.verdict.weak:
+            return None if rollout.verdict is None else 1.0
+        return probability_right(prior, rollout.verdict.opinions)
+
     @property
     def revisable(self) -> Rollout | None:
         """The failed answer that a model could be shown: the last one that the verifier said something of, else the
         last one that it turned down as an answer. One that was cut off or refused needs something else."""
         shown = [x for x in self.failed if x.kind in ("wrong", "malformed", "no_answer")]
         told = next((x for x in reversed(shown) if x.told), None)
-        return told or next((x for x in reversed(shown) if x.text.strip()), None)
+        return told or next((x for x in reversed(shown) if x.said.strip()), None)
 
     @property
     def failed(self) -> tuple[Rollout, ...]:

@@ -132,6 +132,10 @@ class Verifier(ABC):
         needs_peers: whether a verdict depends on the other rollouts (agreement); then failed rollouts are judged
             again when more samples arrive.
         instant: whether a verdict cannot hang, so that no timeout has to watch over it.
+        rates: of one whose pass is an opinion, how often it passes right and wrong answers (``evidence.opinions``); a
+            verdict's own come first.
+        partial: whether a pass proves only a part of what makes an answer right, such as its form. In a panel with
+            others it is then no proof; its "no" still is.
         blind: whether its feedback cannot hold what the answer is compared with, because it never reads
             ``step.expected``. Any other's feedback is searched for it before a model is told.
     """
@@ -140,6 +144,8 @@ class Verifier(ABC):
     needs_peers: bool = False
     instant: bool = False
     blind: bool = False
+    partial: bool = False
+    rates: tuple[float, float] | None = None
 
     @abstractmethod
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
@@ -187,6 +193,10 @@ class Tool(ABC):
     async def arun(self, source: str) -> ToolResult:
         """The same, without blocking the event loop."""
         return await asyncio.to_thread(self.run, source)
+
+    def ran(self, result: ToolResult) -> str:
+        """What a person may want to know of how ``result`` came about, such as the sandbox; by default nothing."""
+        return ""
 
 
 class Scorer(ABC):

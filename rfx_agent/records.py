@@ -16,7 +16,10 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from pydantic import ConfigDict, InstanceOf
 
 from rfx_agent.errors import ConfigError, FeatureError
+from rfx_agent.evidence.opinions import Opinion, Rates
 from rfx_agent.evidence.tables import TopLogprobs
+from rfx_agent.spend import Spend, Usage
+from rfx_agent.thinking import after_thinking
 
 __all__ = [
     "ANSWER_KEPT",
@@ -43,7 +46,6 @@ Kind: TypeAlias = Literal["cut", "refused", "no_answer", "malformed", "wrong", "
 Message: TypeAlias = Mapping[str, Any]
 """One chat message in OpenAI's format: ``{"role": ..., "content": ...}``."""
 
-
 _LENIENT = ConfigDict(coerce_numbers_to_str=True)  # of what ports give: a server's id may be a number
 REMEDY_NAME = re.compile(r"[a-z0-9_]+")
 """What a remedy may be called: ``REMEDY_NAME.fullmatch(name)``."""
@@ -51,100 +53,6 @@ ANSWER_KEPT = 200
 """Characters kept of a failed rollout's parsed answer."""
 FEEDBACK_KEPT = 4_000
 """Characters kept of a verdict's feedback."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a model call really cost, as counted from what came back.
-
-    Attributes:
-        prompt_tokens: tokens read.
-        completion_tokens: tokens written, over all choices.
-        calls: requests that reached the server, transport retries included.
-    """
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    calls: int = 0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens read and written."""
-        return self.prompt_tokens + self.completion_tokens
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.calls + other.calls,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Spend:
-    """An amount of everything that a budget caps; also the price of one action.
-
-    Attributes:
-        attempts: candidate answers produced to be judged (rollouts, tool results, steered decodes).
-        samples: completions asked of a model, programs for the tool included.
-        tokens: tokens read and written.
-        usd: money, in US dollars.
-        seconds: wall-clock seconds of work; a human's waiting time is not work.
-        tool_seconds: seconds inside tools.
-        escalations: cases put before a person.
-        calls: requests that reached a server, transport retries included.
-        asked: requests that the engine asked for; with ``calls`` the amplification. Reported, never capped.
-    """
-
-    attempts: int = 0
-    samples: int = 0
-    tokens: int = 0
-    usd: float = 0.0
-    seconds: float = 0.0
-    tool_seconds: float = 0.0
-    escalations: int = 0
-    calls: int = 0
-    asked: int = 0
-
-    def __add__(self, other: Spend) -> Spend:
-        return Spend(
-            self.attempts + other.attempts,
-            self.samples + other.samples,
-            self.tokens + other.tokens,
-            self.usd + other.usd,
-            self.seconds + other.seconds,
-            self.tool_seconds + other.tool_seconds,
-            self.escalations + other.escalations,
-            self.calls + other.calls,
-            self.asked + other.asked,
-        )
-
-    def __sub__(self, other: Spend) -> Spend:
-        return Spend(
-            self.attempts - other.attempts,
-            self.samples - other.samples,
-            self.tokens - other.tokens,
-            self.usd - other.usd,
-            self.seconds - other.seconds,
-            self.tool_seconds - other.tool_seconds,
-            self.escalations - other.escalations,
-            self.calls - other.calls,
-            self.asked - other.asked,
-        )
-
-    def times(self, n: int) -> Spend:
-        """This amount ``n`` times over."""
-        return Spend(
-            self.attempts * n,
-            self.samples * n,
-            self.tokens * n,
-            self.usd * n,
-            self.seconds * n,
-            self.tool_seconds * n,
-            self.escalations * n,
-            self.calls * n,
-            self.asked * n,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +112,8 @@ class Verdict:
             answer is compared with.
         weak: true where a pass is no proof (agreement among samples, a judge).
         usage: what the verifier itself spent on models.
+        rates: of a weak verdict, how often such a verifier passes right and wrong answers, where that was measured.
+        opinions: of a weak verdict that several verifiers gave, each one's; by default the one that it is.
         kind: how the answer failed, where the verifier knows: ``no_answer``, ``malformed``, or ``unchecked`` where it
             came to no verdict. By default a text that was turned down is ``wrong``, and a blank one ``no_answer``.
     """
@@ -218,6 +128,8 @@ class Verdict:
     weak: bool = False
     usage: Usage = Usage()
     kind: Kind | None = None
+    rates: Rates | None = None
+    opinions: tuple[Opinion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +178,11 @@ class Rollout:
     peak: int | None = None
     start: int = 0
     kind: Kind | None = None
+
+    @property
+    def said(self) -> str:
+        """What follows the thinking in ``text``: what is judged and shown. "" where thinking was never closed."""
+        return after_thinking(self.text).text
 
     @property
     def passed(self) -> bool:

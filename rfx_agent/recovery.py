@@ -18,7 +18,8 @@ __all__ = ["Escalation", "Recovery"]
 class Recovery(Settings):
     """A sampler, a verifier and the limits under which failed steps are recovered.
 
-    Immutable and without per-run state: one object serves any number of concurrent steps.
+    Immutable settings: one object serves any number of concurrent steps. One thing passes from step to step: how often
+    answers are right, by task and remedy, learned from verdicts with measured rates. A confidence rests on it.
 
     Attributes:
         sampler: the model that fails, and that is sampled again. None where the step comes from a chain, a node or an
@@ -38,6 +39,17 @@ class Recovery(Settings):
             None.
         price: of the sampler's tokens; required by a cap on money, in ``budget`` or in ``shared``. See
             ``rfx_agent.price_of``.
+        accept: least confidence from which an answer that only an opinion passed is ``rescued``. 0 takes every pass,
+            also one that nobody measured the worth of.
+        hold_first: whether a first answer that only an opinion passes is held to ``accept`` too. By default it is
+            accepted, with its confidence.
+        second_opinion: another verifier, asked only about an answer that ``verifier`` passed as an opinion and with a
+            confidence below ``accept``; both must pass it then. It may be a proof that is too dear for every answer.
+        correlation: of the second opinion with the first: 0 if it is formed alone, 1 if they agree as often as their
+            rates allow.
+        unconfirmed: what becomes of an answer that only opinions passed, with a confidence below ``accept``, where no
+            person can be asked: ``return`` gives it, with status ``unconfirmed``; ``unresolved`` keeps it back in
+            ``Outcome.best``, and what raises on an unresolved case raises.
         extra_samples: draws asked for at once when the candidate failed, before the first decision, as the paper has
             it; None leaves it to the policy, which draws as long as a draw is the best that can be bought.
         concurrency: draws of one round, at once. One after another they stop at the first pass; several at once cost

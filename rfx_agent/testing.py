@@ -69,7 +69,7 @@ class ScriptedSampler(Sampler):
 
 
 class ScriptedVerifier(Verifier):
-    """Passes the texts that ``passes`` accepts; the answer is the text, stripped.
+    """Passes the texts that ``passes`` accepts, of what follows the thinking; the answer is that, stripped.
 
     Args:
         passes: the accepted texts, or a function of the text.
@@ -94,7 +94,7 @@ class ScriptedVerifier(Verifier):
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge by the text alone."""
         self.judged.append(rollout.text)
-        text = rollout.text.strip()
+        text = rollout.said.strip()
         return Verdict(bool(self._passes(text)), answer=text or None, weak=self._weak)
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:

@@ -68,7 +68,7 @@ def test_the_page_says_everything_that_a_person_needs() -> None:
         "**A reasoning step failed and needs you.** Nothing is left that could help.",
         "```text\nWhat is 6 times 7?\n```",
         "| `40` | 2 | retry |",
-        "| (no answer) | 1 | retry |",
+        "| `I think None` | 1 | retry |",  # no answer was found in it
         "- 0 of 4 plain draws passed",
         "- concentration 2.69, 1.2 sd above the mean",
         "- logit dispersion -0.80, 0.1 sd below the mean",
@@ -115,6 +115,76 @@ def test_a_question_that_is_asked_again_says_why() -> None:
     assert page.startswith("**Your last reply did not fit.** decisions.0: `<b>no</b>`\n\n**A reasoning step")
     assert again["error"] == "decisions.0: <b>no</b>"
     assert "error" not in payload(case_of("40"))
+
+
+def failed(text: str, reason: str, **more: Any) -> Rollout:
+    return Rollout(text, verdict=Verdict(False, reason=reason, **more))
+
+
+def judged_case(*rollouts: Rollout) -> Case:
+    named = tuple(replace(r, id=f"r{i}") for i, r in enumerate(rollouts))
+    return replace(case_of(), rollouts=named)
+
+
+ESSAY = "The capital is Lyon.\n\nIt lies on the Rhône, where the Saône joins it."
+
+
+def test_texts_without_an_answer_are_shown_with_the_verifiers_reasons() -> None:
+    case = judged_case(
+        failed(f"<think>Paris? {'no ' * 500}</think>{ESSAY}", "no such capital"),
+        failed("<think>Paris, or", "no such capital"),
+        failed("Nice is \x1b[31mnice\x1b[0m.", "the text names `Nice`\x07"),
+        failed("Lyon", "no such capital", answer="Lyon"),
+    )
+    page = described(case)
+    for line in (
+        "| 1 | `The capital is Lyon. It lies on the Rhô…` | 1 | retry | wrong |",
+        "| 2 | (cut off while it thought) | 1 | retry | cut |",
+        "| 3 | `Nice is nice.` | 1 | retry | wrong |",
+        "| 4 | `Lyon` | 1 | retry | wrong |",
+        f"Number 1 in full:\n\n```text\n{ESSAY}\n```",
+        "- of 1, 2, 4: no such capital",
+        "- of 3: `the text names 'Nice'`",
+        "stands as the answer, number 4 above",
+    ):
+        assert line in page, line
+    assert "Paris" not in page
+    assert max(len(line) for line in page.splitlines() if line.startswith("|")) <= 80
+    asked = payload(case)
+    assert [x["answer"] for x in asked["rfx"]["answers"]] == [
+        " ".join(ESSAY.split()), None, "Nice is nice.", "Lyon"
+    ]  # fmt: skip
+    assert asked["rfx"]["reasons"] == [
+        "r0, r1, r3: no such capital", "r2: the text names `Nice`"
+    ]  # fmt: skip
+    assert not any(c in json.dumps(asked, ensure_ascii=False) for c in ("\\u001b", "\x1b", "\\u0007"))
+
+
+def test_a_long_answer_is_shown_with_its_end() -> None:
+    page = described(judged_case(failed(f"First, {'so ' * 2_000}\nAnswer: 42", "it is not 41")))
+    assert "characters left out" in page
+    assert "Answer: 42\n```" in page
+
+
+def test_what_is_proposed_says_something() -> None:
+    case = judged_case(failed("<think>Paris", "cut"), failed("I say Lyon, and more.", "no"))
+    asked = payload(case)
+    assert asked["action_requests"][0]["args"] == {"answer": "I say Lyon, and more."}
+    outcome = apply_reply(case, {"type": "approve"}, now=1_001.0).outcome
+    assert outcome is not None
+    assert outcome.text == "I say Lyon, and more."
+    assert "(nothing) | 1 | retry | no answer |" in described(judged_case(failed(" ", "no")))
+    nothing = payload(judged_case(failed("<think>Paris", "cut")))
+    assert nothing["review_configs"][0]["allowed_decisions"] == ["edit", "reject", "respond"]
+
+
+def test_words_of_other_scripts_are_left_whole() -> None:
+    for answer in ("می\u200cخواهم", "👩\u200d🔬", "naïve"):
+        assert payload(judged_case(failed(answer, "no", answer=answer)))["action_requests"][0]["args"] == {
+            "answer": answer
+        }
+    turned = payload(judged_case(failed("x", "no", answer="evil\u202egpj.exe")))
+    assert turned["action_requests"][0]["args"] == {"answer": "evilgpj.exe"}
 
 
 # --- Markdown that no model can write
@@ -192,8 +262,10 @@ def test_no_text_becomes_structure(question: str, answer: str, sentence: str, ot
     )
     found = tokens(described(made))
     assert {t.type for t in found} <= PLAIN
+    longer = sum(t.type == "text" and t.content in ("Number 1 in full:", "Number 2 in full:") for t in found)
     for kind in ("fence", "table_open", "tr_open", "td_open", "list_item_open", "paragraph_open"):
-        assert sum(t.type == kind for t in found) == sum(t.type == kind for t in benign)
+        own = longer if kind in ("fence", "paragraph_open") else 0  # a heading and a block for each long answer
+        assert sum(t.type == kind for t in found) == sum(t.type == kind for t in benign) + own
     shown = "".join(t.content for t in found if t.type == "text")
     assert MARK not in shown  # the question and the answers stand in code, whole
     # A bare link is made of text by some renderers, after parsing.

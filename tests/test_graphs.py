@@ -27,7 +27,17 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT))
 
     def load(module: str = "settings", **environment: str) -> Any:
-        for name in ("BASE_URL", "BASE_URLS", "MODEL", "API_KEY", "SEED", "MAX_TOKENS", "STORE", "TOKENS_PER_HOUR"):
+        for name in (
+            "BASE_URL",
+            "BASE_URLS",
+            "MODEL",
+            "API_KEY",
+            "SEED",
+            "MAX_TOKENS",
+            "STORE",
+            "TOKENS_PER_HOUR",
+            "SANDBOX",
+        ):
             monkeypatch.delenv(f"RFX_{name}", raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
@@ -46,6 +56,17 @@ def test_the_same_settings_are_one_deployment_and_one_model(fresh: Any) -> None:
     assert isinstance(warmer.sampler, LocalSampler)
     assert warmer.sampler is s.recovery_of(None).sampler
     assert warmer.temperature == 1.0
+
+
+def test_the_operator_names_the_sandbox_and_there_is_one(fresh: Any) -> None:
+    s = fresh()
+    one, other = s.recovery_of(None).tool, s.recovery_of(s.Settings(temperature=1.0)).tool
+    assert one is other
+    assert one.sandbox.name == "monty"
+    with pytest.raises(ConfigError, match=r"RFX_SANDBOX is 'docker'; give monty or bubblewrap"):
+        fresh(RFX_SANDBOX="docker").recovery_of(None)
+    with pytest.raises(ConfigError, match="sandbox"):
+        s.Settings(sandbox="monty")  # is not an assistant's to choose
 
 
 def test_two_first_runs_at_once_build_one(fresh: Any) -> None:

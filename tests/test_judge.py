@@ -255,7 +255,7 @@ def test_nothing_of_the_text_stands_outside_its_fence(text: str, question: str, 
     was = re.findall(r'"id": "([^"]*)"', other)[-1]
     around = [part.replace(was, nonce) for part in fenced(other)]
     assert (before, after) == (around[0], around[2])  # the same around any text
-    assert inside.count("ZQX") >= 2
+    assert inside.count("ZQX") >= min(2, Rollout(f"ZQX{text}ZQX").said.count("ZQX"))  # what it thought is not judged
     assert nonce not in inside
     assert all(line.startswith("| ") for line in inside.split("\n"))
     assert not any(token in inside for token in TOKENS)
@@ -268,6 +268,17 @@ def test_a_text_that_holds_its_own_nonce_does_not_hold_it_in_the_prompt() -> Non
         assert nonce not in clean(f"x{nonce}y{nonce.upper()}z", nonce, 1_000).lower()
     halves = "00ff00ff" + "00ff" * 4 + "00ff00ff"  # what is left and right of it makes another
     assert "00ff" * 4 not in clean(halves, "00ff" * 4, 1_000)
+
+
+def test_what_stands_before_the_first_fence_is_the_same_for_every_text() -> None:
+    """So that a server reads it once: no nonce stands there."""
+    heads = set()
+    for rollout in (RIGHT, WRONG):
+        judge = Judge(says("fail"))
+        JudgeVerifier(judge, rubric="Right.").verify(STEP, rollout)
+        system, user = judge.requests[0].messages
+        heads.add((system["content"], user["content"].partition("[BEGIN")[0]))
+    assert len(heads) == 1
 
 
 def test_a_long_text_keeps_its_beginning_and_its_end() -> None:

@@ -249,6 +249,17 @@ def test_a_file_without_cases_is_an_error(tmp_path: Path) -> None:
         read_cases(tmp_path / "empty.jsonl")
 
 
+def test_our_own_cases_are_half_wrong_and_no_group_gives_a_label_away() -> None:
+    cases, _ = read_cases(Path(__file__).parent.parent / "benchmarks" / "data" / "judge_cases.jsonl")
+    assert (len(cases), sum(c.passed for c in cases)) == (240, 120)
+    assert len({(c.problem, c.response) for c in cases}) == 240
+    assert len({c.problem for c in cases}) >= 60
+    for group in {c.group for c in cases}:
+        labels = [c.passed for c in cases if c.group == group]
+        assert abs(2 * sum(labels) - len(labels)) <= max(3, len(labels) // 3), group
+    assert [c.passed for c in cases] == [True, False] * 120  # so that a part of them is half wrong too
+
+
 # --- the command
 
 app = typer.Typer()

@@ -155,6 +155,7 @@ class Paid(BaseModel):
         (REFERENCE, f"_{REFERENCE}_"),
         ("two words", "it is two  \n words"),
         ("B", "the right option is B"),
+        ("<tool_call>", "the token <tool_call> was expected"),
         (42, "42.0 was expected"),
         (42, "it should be 42kg"),
         (1234567, "expected 1,234,567"),

@@ -38,6 +38,7 @@ from rfx_agent.evidence.calibration import Calibration
 from rfx_agent.evidence.diagnosis import diagnose_case
 from rfx_agent.evidence.features import TWO_MODEL
 from rfx_agent.evidence.kinds import kind_of
+from rfx_agent.evidence.opinions import Opinion
 from rfx_agent.lab.logs import log_line, read_log
 from rfx_agent.policies import Belief, LearnedPolicy
 from rfx_agent.policies.sql_store import SQLPolicyStore
@@ -51,12 +52,14 @@ RENAMED = {"operator": "remedy", "reference": "expected"}
 """Fields of records that are called differently now."""
 SAID = {"broken off come back": "interrupted come back"}
 """A note that is worded differently now."""
-NEW = {"status": {"confidence", "best"}, "answers": {"kinds", "reasons"}}
-"""Fields of an outcome and of what a person is shown that 0.1 did not have, by a field that tells which it is."""
+NEW = {"status": {"confidence", "best"}, "answers": {"kinds", "reasons"}, "failed": {"confidence"}}
+"""Fields that 0.1 did not have in an outcome, in what a person is shown and in marks, by a field of each."""
 GONE = {"Decision": {"temperature"}}
 """Fields that 0.1 had and that are read no more: a remedy knows its own temperature."""
 AGAIN = {"learned/2": "learned/1"}
 """The version of a policy that decides as it did under the one before."""
+
+_RESERVED = 100  # above it what was granted is tokens or money, below it cases in flight
 
 both = pytest.mark.parametrize("mode", ["sync", "async"])
 WAYS = [pytest.param(name, way, id=f"{name}-{way['name']}") for name, entry in THREADS.items() for way in entry["then"]]
@@ -65,7 +68,7 @@ WAYS = [pytest.param(name, way, id=f"{name}-{way['name']}") for name, entry in T
 def expected(gives: Any) -> Any:
     """What 0.1 gave, under the names of today."""
     if isinstance(gives, Mapping):
-        return {"remedy" if key == "operator" else key: expected(value) for key, value in gives.items()}
+        return {"remedy" if key == "operator" else key: expected(value) for key, value in counted(gives).items()}
     if isinstance(gives, list):
         return [expected(x) for x in gives]
     if isinstance(gives, str):
@@ -74,11 +77,16 @@ def expected(gives: Any) -> Any:
     return gives
 
 
+def counted(account: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without the tokens and money that were granted: what is reserved for a judge grows with its prompt."""
+    return {key: value for key, value in account.items() if key != "granted" or value < _RESERVED}
+
+
 def told(gave: Any) -> Any:
     """What this version gave, as it would stand in the manifest."""
     if isinstance(gave, Mapping):
         added = set().union(*(names for mark, names in NEW.items() if mark in gave))
-        return {key: told(value) for key, value in gave.items() if key not in added}
+        return {key: told(value) for key, value in counted(gave).items() if key not in added}
     if isinstance(gave, str):
         return AGAIN.get(gave, gave)
     return [told(x) for x in gave] if isinstance(gave, (list, tuple)) else gave
@@ -491,7 +499,8 @@ def _later() -> dict[str, Any]:
     """Records of every kind, with every field set in one of them."""
     rich = load(Case, CASES["escalated"]["case"])
     said = (False, "40", 0.5, "it is not 42", "7 * 6 is no 40")
-    verdict = Verdict(*said, weak=True, usage=Usage(40, 10, 1), kind="wrong")
+    opinions = (Opinion("till", False, (0.9, 0.1)),)
+    verdict = Verdict(*said, weak=True, usage=Usage(40, 10, 1), kind="wrong", rates=(0.9, 0.1), opinions=opinions)
     last = replace(rich.rollouts[-1], verdict=verdict, kind="wrong")
     outcome = Outcome("rescued", "42", "42", "tool", 0.9, "41", True, "passed", "r1 passed.", ("r0",))
     assert rich.diagnosis is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 
 import pytest
 from pydantic import BaseModel
@@ -33,6 +34,15 @@ def _judge(verifier, text):
     "text",
     [
         '{"n": 3}',
+        'The result is {"n": 3} [1].',  # a citation mark
+        '{"n": 3} [1][2]',
+        'See [1, 2]: {"n": 3}',
+        'A 5" pipe: {"n": 3}',  # an inch
+        'He said "five, {"n": 3}',  # a quote that is never closed
+        '[see the 5" pipe] {"n": 3}, ok',
+        '{"n": 3}\nThat was {"n": "x"}',  # the one that parses as wanted
+        '{"other": true} and {"n": 3} and {"n": null}',
+        '<think>{"n": 9}</think>{"n": 3}',
         ' \n{"n":\n3}\n',
         'Here it is:\n```json\n{"n": 3}\n```\nEnjoy.',
         '```\n{"n": 3}\n```',
@@ -59,7 +69,8 @@ def test_json_is_found(verifier, text):
         ("{}", "at $: 'n' is a required property"),
         ("[]", "at $: [] is not of type 'object'"),
         ('{"n": 1, "n": 2}', "the key 'n' stands twice"),
-        ('{"n": NaN}', "NaN is no JSON number"),
+        ('{"n": NaN}', "at n: NaN is no JSON number (expected a finite one)"),
+        ('{"n": 1, "tags": [Infinity]} [1]', "at tags.0: Infinity is no JSON number"),
         ('{"n": 1e999}', "1e999 is too large a number"),
         ("[" * 101 + "]" * 101, "nested more than 100 levels deep"),
         ("no JSON here", "not JSON"),
@@ -70,6 +81,52 @@ def test_reason_names_the_place(text, told):
     verdict = _judge(JsonSchemaVerifier(schema=SCHEMA), text)
     assert not verdict.passed
     assert told in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Here: {"result": {"n": 3}}',  # a part of an answer is none
+        'Here: {"result":\n{"n": 3}\n}',
+        'Here: {"a": [1, {"n": 3} and it was cut',
+        '[{"n": 3}, {"n":',
+        '<think>{"n": 3}</think>I cannot say.',
+        '<think>{"n": 3}',
+    ],
+)
+@pytest.mark.parametrize("verifier", [JsonSchemaVerifier(schema=SCHEMA), PydanticVerifier(model=Order)])
+def test_json_within_something_else_is_not_found(verifier, text):
+    assert not _judge(verifier, text).passed
+
+
+def test_an_answer_that_may_be_anything_is_no_citation_mark():
+    assert _judge(JsonSchemaVerifier(schema=True), 'It is {"n": 3} [1].').answer == '{"n":3}'
+    assert _judge(JsonSchemaVerifier(schema=True), "[1]").answer == "[1]"
+    assert _judge(JsonSchemaVerifier(schema=True), "They are [1, 2, 3] [4].").answer == "[1,2,3]"
+
+
+def test_feedback_says_where_what_was_expected_and_what_stood_there():
+    told = _judge(JsonSchemaVerifier(schema=SCHEMA), '{"n": 0, "tags": ["a", 2]}').feedback
+    assert "at $.n: 0 is less than the minimum of 1 (expected minimum: 1; got 0)" in told
+    assert """at $.tags[1]: 2 is not of type 'string' (expected type: "string"; got 2)""" in told
+    told = _judge(JsonSchemaVerifier(schema=SCHEMA), '{"m": 1}').feedback
+    assert """(expected required: ["n"]; got an object with the keys m)""" in told
+    told = _judge(PydanticVerifier(model=Order), '{"m": 1, "day": "soon"}').feedback
+    assert "at n: Field required (got an object with the keys m, day)" in told
+    assert "at day: Input should be a valid date" in told
+    assert '(got "soon")' in told
+    huge = _judge(JsonSchemaVerifier(schema=SCHEMA), json.dumps({"n": "x" * 10_000}))
+    assert len(huge.feedback) < 1000
+
+
+@pytest.mark.parametrize("value", ['"nan"', '"inf"', '"-Infinity"'])
+def test_what_is_no_number_is_no_float(value):
+    class Reading(BaseModel):
+        inner: list[float]
+
+    verdict = _judge(PydanticVerifier(model=Reading), f'{{"inner": [1.5, {value}]}}')
+    assert (verdict.passed, verdict.kind) == (False, "malformed")
+    assert "at inner.1: Input should be a finite number" in verdict.feedback
 
 
 def test_first_errors_only():

@@ -43,7 +43,9 @@ STEP = Step.of("What is 6 times 7?", expected="42")
         ("Answer: 1\n<answer>2</answer>", "2"),  # what stands last counts
         ("<answer>2</answer>\nAnswer: 1", "1"),
         ("\\boxed{5}\nAnswer: 6", "6"),
-        ("the answer: 42", None),  # within a sentence it may be anybody's
+        ("the answer: 42", "42"),
+        ("He doubts that the answer: 42", None),  # within a sentence it may be anybody's
+        ("It is not so that the answer is 42.", None),
         ("Answering: 42", None),
         ("My answer is unclear", None),
         ("<answer>42", None),

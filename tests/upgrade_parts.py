@@ -422,7 +422,7 @@ def graph_of(
         asking = [HumanInTheLoopMiddleware(interrupt_on={"shelf": True})] if parts.get("asks_before_tools") else []
         return create_agent(chat, [shelf], middleware=[mine, *asking], checkpointer=saver), chat
     sampler = Model(script.get("sampler", ()), continues_prefix=parts.get("continues_prefix", False))
-    recovery = Recovery(sampler, **{"temperature": 0.6} | dict(options))
+    recovery = Recovery(sampler, **{"temperature": 0.6, "accept": 0.0} | dict(options))
     builder: Any
     match graph:
         case "alone":
@@ -584,7 +584,7 @@ class Order:
         self.before = accounts(self.store)
         options = options_of(parts, way["script"], now=now, store=self.store)
         self.model = Model(way["script"].get("sampler", ()), continues_prefix=parts.get("continues_prefix", False))
-        self.recovery = Recovery(self.model, **{"temperature": 0.6} | options)
+        self.recovery = Recovery(self.model, **{"temperature": 0.6, "accept": 0.0} | options)
 
     @property
     def given(self) -> tuple[Step, str | None]:

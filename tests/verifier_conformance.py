@@ -39,6 +39,21 @@ HOSTILE = {
     "huge integer": "[" + "9" * 5000 + "]",
     "not JSON numbers": "[NaN, Infinity, 1e999]",
     "backslashes": "\\" * 200_000,
+    "thinking": "<think>" * 30_000,
+    "thinking closed": "</think>" * 30_000 + "Answer: 1",
+    "channels": "<|channel|>analysis<|message|>" * 10_000,
+    "a choice of boxes": "\\boxed{1} or " * 5_000,
+    "chain of relations": "Answer: " + "1=" * 900 + "1",
+    "a long sum": "Answer: " + "x+" * 900 + "x",
+    "a long list": "Answer: " + "1 and " * 300 + "1",
+    "deep brackets": "Answer: " + "(" * 900 + "x" + ")" * 900,
+    "deep signs": "Answer: " + "-" * 1_900 + "x",
+    "deep fractions": "Answer: " + "\\frac{1}{" * 150 + "x" + "}" * 150,
+    "answers in a line": "the answer is " * 20_000,
+    "denials": "Answer: not " + "not " * 400 + "1",
+    "units": "Answer: 1 " + "per " * 400,
+    "quotes in brackets": '[" ' * 50_000,
+    "cut objects": '{"a": [' * 20_000,
 }
 
 

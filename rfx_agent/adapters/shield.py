@@ -25,7 +25,7 @@ class Shield(Verifier):
         self, verifier: Verifier, attempts: Attempts, fits: Callable[[str], Verdict | None] | None = None
     ) -> None:
         self.name, self.needs_peers = verifier.name, verifier.needs_peers
-        self.instant, self.blind = verifier.instant, verifier.blind
+        self.instant, self.blind, self.rates = verifier.instant, verifier.blind, verifier.rates
         self._verifier, self._attempts, self._fits = verifier, attempts, fits
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
@@ -53,4 +53,4 @@ class Shield(Verifier):
             return self._attempts.flaws[key]
         if key in self._attempts.outputs or self._fits is None:
             return None
-        return self._fits(rollout.text)
+        return self._fits(rollout.said)

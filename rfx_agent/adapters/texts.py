@@ -13,11 +13,12 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
 from rfx_agent.records import Step, Verdict
+from rfx_agent.thinking import after_thinking
 
 _MOST_TOLD = 1_000  # characters of an error that a model is told
 _LINKS = re.compile(r"[ \t]*For (?:troubleshooting|further information),? visit:? \S+[ \t]*\n?")
 
-__all__ = ["as_text", "flawed", "restored", "step_of", "told"]
+__all__ = ["as_text", "flawed", "restored", "spoken", "step_of", "told"]
 
 
 def as_text(value: Any) -> str:
@@ -106,6 +107,11 @@ def flawed(error: Exception, what: str = "") -> Verdict:
     """The verdict on an output that could not be made: what raised says what is wrong with it."""
     said = _LINKS.sub("", str(error))[:_MOST_TOLD].strip()
     return Verdict(False, reason=f"{what or type(error).__name__}: {said}", feedback=said or None, kind="malformed")
+
+
+def spoken(text: str) -> str:
+    """A text that no run of the user's own thing gave, as it goes on: without what a model thought."""
+    return after_thinking(text).text.strip() or text
 
 
 def restored(text: str, *, like: Any = None, schema: Any = None) -> Any:

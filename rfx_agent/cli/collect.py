@@ -55,7 +55,7 @@ def collect(
     operators: Annotated[
         str | None, typer.Option(help="Decoding operators: op1,op2, or 'none'.", show_default="all")
     ] = None,
-    tool: Annotated[bool, typer.Option(help="Try programs that the model writes, in the sandbox.")] = True,
+    tool: Annotated[bool, typer.Option(help="Try programs that the model writes, in the sandbox Monty.")] = True,
     dtype: Annotated[_Dtype, typer.Option(help="What sampling and steering compute in.")] = "float32",
     score_dtype: Annotated[_Dtype, typer.Option(help="What scoring computes in.")] = "float32",
     device: Annotated[
@@ -175,7 +175,7 @@ def _plan(
     return Plan(
         problems=problems,
         sampler=TransformersSampler(own, top_k=_TOP_K, max_rows=concurrency),
-        tool=ProgramTool() if tool else None,
+        tool=ProgramTool(sandbox="monty") if tool else None,
         steerer=steerer,
         operators=operators,
         scorers=scorers,

@@ -117,7 +117,7 @@ def demo_recovery(sampler: Sampler, *, seed: int) -> Recovery:
     return Recovery(
         sampler=sampler,
         verifier=ExactVerifier(extract=stated),
-        tool=ProgramTool(),
+        tool=ProgramTool(sandbox="monty"),  # the same on every machine
         budget=RetryBudget(attempts=8, samples=10),  # a demo should end within minutes
         seed=seed,
         max_tokens=MAX_TOKENS,

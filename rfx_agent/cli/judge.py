@@ -15,7 +15,7 @@ from rich.table import Table
 from rfx_agent.cli.models import BaseUrl, Model, sampler_of
 from rfx_agent.cli.options import BadRows, Json, plain, reported, table, warn
 from rfx_agent.errors import ConfigError
-from rfx_agent.lab.judge_cases import read_cases
+from rfx_agent.lab.judge_cases import JudgeCase, read_cases
 from rfx_agent.lab.judge_check import JudgeReport
 from rfx_agent.lab.judge_check import judge_check as run
 from rfx_agent.verifiers.judge import JudgeVerifier
@@ -47,6 +47,10 @@ def judge_check(
     verbosity: Annotated[bool, typer.Option(help="Judge each case again with empty words appended.")] = True,
     concurrency: Annotated[int, typer.Option(min=1, help="Judgings at once.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    rates: Annotated[
+        Path | None,
+        typer.Option(help="Write the measured rates there, for JudgeVerifier(rates=FILE).", show_default=False),
+    ] = None,
     on_bad: BadRows = "raise",
     as_json: Json = False,
 ) -> None:
@@ -57,6 +61,8 @@ def judge_check(
     with reported() as err:
         given, bad = read_cases(cases, on_bad=on_bad)
         warn(err, cases, bad)
+        if rates is not None:
+            _check(rates, given)
         sampler = sampler_of(base_url, model, top_logprobs=None, concurrency=concurrency)
         judge = JudgeVerifier(
             sampler,
@@ -83,11 +89,35 @@ def judge_check(
                 concurrency=concurrency,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
+        if rates is not None:
+            _write(rates, report, judge, err)
     out = Console(stderr=as_json)
     out.print(*_tables(report))
     if as_json:
         skipped = [{"row": number, "reason": why} for number, why in bad]
         typer.echo(json.dumps(report.as_dict() | {"skipped": skipped, "seed": seed}, allow_nan=False))
+
+
+def _check(path: Path, cases: list[JudgeCase]) -> None:
+    """Refuse, before anything is paid for, what would leave no file."""
+    if len({case.passed for case in cases}) < 2:
+        raise ConfigError("--rates needs right and wrong cases, and all of these have one label; add some of the other")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--rates {path}: there is no such folder; make it, or give another path")
+
+
+def _write(path: Path, report: JudgeReport, judge: JudgeVerifier, err: Console) -> None:
+    found = report.rates(model=judge.model, settings=judge.settings)
+    found.save(path)
+    if not found.tells:
+        true, false = found.true_pass, found.false_pass
+        err.print(
+            f"{plain(report.judge, 60)} passes {false.passed} of {false.n} wrong and {true.passed} of {true.n} right "
+            f"answers: its pass tells nothing, and JudgeVerifier refuses {plain(str(path), 200)}. "
+            "Take another model or rubric.",
+            markup=False,
+            highlight=False,
+        )
 
 
 def _rubric(path: Path | None) -> str | list[str]:
@@ -111,6 +141,7 @@ def _tables(report: JudgeReport) -> list[Table]:
         ("precision of a pass", report.precision),
         ("recall of what is right", report.recall),
         ("wrong cases passed", report.false_pass_rate),
+        ("  prompts kept whole", report.by_problem["false_pass_rate"]),
         ("no verdict", report.no_verdict),
     ]
     if report.repeats is not None:

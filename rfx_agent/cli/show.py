@@ -21,6 +21,7 @@ from rich.text import Text
 from rfx_agent.case import Case
 from rfx_agent.cli.demo import Asked, Failure, Report
 from rfx_agent.cli.options import plain, table
+from rfx_agent.tools.sandbox import Sandbox
 
 __all__ = ["DemoView"]
 
@@ -72,6 +73,7 @@ class DemoView:
         if replay:
             self._console.print("calibrated on the same dataset; verdicts are the recorded ones", style="dim")
         self._console.print("below each failure: the route taken, and the features (* a proxy)", style="dim")
+        self._console.print(f"programs run in {Sandbox.what}", style="dim")
         self._row([Text(name, style="bold") for name, _ in _COLUMNS])
         progress = Progress(
             TextColumn("problems"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=self._console

@@ -15,6 +15,7 @@ from rfx_agent.events import Judged, Reserved, Scored
 from rfx_agent.evidence.features import evidence_of, places
 from rfx_agent.evidence.kinds import kind_of
 from rfx_agent.evidence.tables import TopLogprobs
+from rfx_agent.evidence.verdicts import joined, owned
 from rfx_agent.records import Rollout, ScoreResult, Spend, Step, Usage, Verdict
 
 __all__ = ["examine", "price_of_verdicts", "verdict_call"]
@@ -44,6 +45,41 @@ def examine(run: Run, case: Case, replies: tuple[Reply, ...] | None = None) -> F
     return replace(case, rollouts=tuple(x.compact() for x in case.rollouts))
 
 
+def second(run: Run, case: Case, rollout: Rollout) -> Flow[Case]:
+    """Ask the deployment's second opinion about ``rollout``, which an opinion passed; both must pass it.
+
+    Where it comes to no verdict, because it broke, took too long or cannot be paid for, the first opinion stands.
+    """
+    other, first = run.settings.second_opinion, rollout.verdict
+    assert other is not None and first is not None  # noqa: S101, PT018  # ``unasked`` says so
+    asked = replace(case, rollouts=tuple(replace(x, verdict=None) if x is rollout else x for x in case.rollouts))
+    asked = yield from _judge(replace(run, verifier=other), asked, {rollout.id}, None, lenient=True)
+    given = next(x.verdict for x in asked.rollouts if x.id == rollout.id)
+    both = first
+    if given is None or given.kind == "unchecked":
+        why = "" if given is None else given.reason
+        asked = asked.note(_none_of(other.name, rollout, why))
+    else:
+        given = owned(given, other.name, other.rates, correlation=run.settings.correlation)
+        parts = (False, other.partial)
+        both = joined((first, given), passed=first.passed and given.passed, partial=parts)
+    seen = [replace(x, verdict=both) if x.id == rollout.id else x for x in asked.rollouts]
+    return replace(asked, rollouts=tuple(replace(x, kind=kind_of(x)) for x in seen))
+
+
+def unasked(run: Run, case: Case, rollout: Rollout) -> bool:
+    """Whether the second opinion is still to be asked about ``rollout``."""
+    other = run.settings.second_opinion
+    if other is None or rollout.verdict is None or any(x.by == other.name for x in rollout.verdict.opinions):
+        return False
+    begun = _none_of(other.name, rollout, "")
+    return not any(note.startswith(begun) for note in case.notes)
+
+
+def _none_of(name: str, rollout: Rollout, why: str) -> str:
+    return f"the second opinion, {name}, came to no verdict on {rollout.id}: {why}"
+
+
 def verdict_call(run: Run, step: Step, rollout: Rollout, peers: Sequence[Rollout]) -> Call:
     """Ask the verifier about ``rollout``; cancelled after ``Recovery.verdict_seconds``, unless it cannot hang."""
     verifier = run.verifier
@@ -63,11 +99,13 @@ def price_of_verdicts(run: Run, replies: Sequence[Reply], bound: Spend | None = 
     return spent
 
 
-def _judge(run: Run, case: Case, new: set[str], replies: tuple[Reply, ...] | None) -> Flow[Case]:
+def _judge(
+    run: Run, case: Case, new: set[str], replies: tuple[Reply, ...] | None, *, lenient: bool = False
+) -> Flow[Case]:
     """With a verdict on each rollout in ``new``; with peers that matter, the failed ones are judged again.
 
     A rollout whose verdict the budget cannot pay for, or that did not come in time, is not accepted, and its verdict
-    says why.
+    says why. So it is of a verifier that broke, with ``lenient``; else that is an error.
     """
     peers, name = case.rollouts, run.verifier.name
     wanted = [x for x in peers if x.id in new or (run.verifier.needs_peers and not x.passed)]
@@ -99,7 +137,7 @@ def _judge(run: Run, case: Case, new: set[str], replies: tuple[Reply, ...] | Non
         replies, told = paid.replies, not paid.replayed
         due = due if replies else []
     for rollout, reply in zip(due, replies, strict=True):
-        verdict = verdicts[rollout.id] = _verdict(run, rollout, reply)
+        verdict = verdicts[rollout.id] = _verdict(run, rollout, reply, lenient=lenient)
         if told:
             said = (verdict.passed, verdict.weak, reply.seconds, name, verdict.usage)
             kind = kind_of(replace(rollout, verdict=verdict))
@@ -126,11 +164,12 @@ def _affordable(run: Run, case: Case, wanted: list[Rollout]) -> tuple[list[Rollo
     return due, total if due else None
 
 
-def _verdict(run: Run, rollout: Rollout, reply: Reply) -> Verdict:
+def _verdict(run: Run, rollout: Rollout, reply: Reply, *, lenient: bool) -> Verdict:
     error, name = reply.error, run.verifier.name
     if error is None:
-        return reply.value  # type: ignore[no-any-return]  # what a verifier gives
-    if isinstance(error, TimedOut):
+        verdict: Verdict = reply.value
+        return owned(verdict, name, run.verifier.rates)  # so that the record says whose it is, and what that is worth
+    if isinstance(error, TimedOut) or (lenient and isinstance(error, Exception)):
         return Verdict(False, reason=f"not judged: {name}: {error}", kind="unchecked")
     if isinstance(error, VerifierError):
         raise error

@@ -13,15 +13,18 @@ from rfx_agent.budgets.step import Ledger
 from rfx_agent.case import Attempt, Case, Outcome
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow, Reply
-from rfx_agent.engine.examine import examine, price_of_verdicts, verdict_call
+from rfx_agent.engine.examine import examine, price_of_verdicts, second, unasked, verdict_call
 from rfx_agent.engine.run import Run
 from rfx_agent.errors import ConfigError
 from rfx_agent.escalation.ask import answer_person, open_case
 from rfx_agent.escalation.request import payload
 from rfx_agent.events import Decided
 from rfx_agent.evidence.diagnosis import Option, diagnose_case
+from rfx_agent.evidence.opinions import probability_right
+from rfx_agent.evidence.rescue import PSEUDO_FAILURES, belief_in
+from rfx_agent.evidence.verdicts import likelihoods_of, owned, source_of
 from rfx_agent.ports import Remedy
-from rfx_agent.records import Rollout, Spend, Step
+from rfx_agent.records import Kind, Rollout, Spend, Step, Verdict
 from rfx_agent.remedies.chosen import chosen
 from rfx_agent.remedies.retry import draw
 
@@ -67,7 +70,7 @@ class First:
     """A first candidate and the verdict on it. A passing one needs no case.
 
     Attributes:
-        passed: whether the verifier accepted it.
+        passed: whether it is accepted.
         replies: the verifier's, where it was asked before there was a case.
         case: set only where the verdict had to be paid for through a case.
     """
@@ -78,6 +81,20 @@ class First:
     passed: bool = False
     replies: tuple[Reply, ...] | None = None
     case: Case | None = None
+
+    def let_through(self, run: Run) -> bool:
+        """Whether it goes on at once, without a case: it passed, and nobody is to be told."""
+        if not self.passed or not run.unseen:
+            return False
+        verdict: Verdict | None = self.case.rollouts[0].verdict if self.case is not None else None
+        if self.replies:
+            verdict = self.replies[0].value
+        rates, task = run.settings.right_rates, self.step.task
+        if verdict is not None and (verdict.weak or rates.knows(task)):  # a finished case counts its own
+            told = likelihoods_of(owned(verdict, run.verifier.name, run.verifier.rates))
+            if told is not None:
+                rates.add(task, "", 0, told)
+        return True
 
     def spent(self, run: Run) -> Spend:
         """What the verdict cost."""
@@ -107,10 +124,15 @@ def judged(run: Run, step: Step, candidate: Rollout, ledger: Ledger | None = Non
     if bound is not None and (run.settings.shared is not None or ledger.shortfall(costs.of_usage(run, bound))):
         # To be reserved in a shared budget, or more than the step's own can pay: that takes a case.
         case = yield from examine(run, start(run, step, candidate, ledger=ledger))
-        return First(step, candidate, ledger, case.rollouts[0].passed, case=case)
+        return First(step, candidate, ledger, _accepts(run, case.rollouts[0].verdict), case=case)
     replies = yield (verdict_call(run, step, candidate, (candidate,)),)
-    passed = replies[0].error is None and bool(replies[0].value.passed)
+    passed = replies[0].error is None and _accepts(run, replies[0].value)
     return First(step, candidate, ledger, passed, replies)
+
+
+def _accepts(run: Run, verdict: Verdict | None) -> bool:
+    """Whether a first answer with this verdict is accepted, before it is known what the verdict is worth."""
+    return verdict is not None and verdict.passed and not (verdict.weak and run.settings.hold_first)
 
 
 def recover(run: Run, case: Case) -> Flow[Case]:
@@ -156,15 +178,21 @@ def diagnose(run: Run, case: Case, *, human: bool) -> Flow[Case]:
     if first and failed and settings.extra_samples and run.sampler is not None:
         case = yield from draw(run, case, "retry", settings.extra_samples)
         case = yield from examine(run, case)
-    passed = next((x for x in case.rollouts if x.passed), None)
-    options = {} if passed else _options(run, case)
+    passed = _standing(run, case)
+    unconfirmed = None if passed is not None else _unconfirmed(run, case)
+    while unconfirmed is not None and unasked(run, case, unconfirmed):
+        case = yield from second(run, case, unconfirmed)
+        passed = _standing(run, case)
+        unconfirmed = None if passed is not None else _unconfirmed(run, case)
+    options = {} if passed is not None else _options(run, case, unconfirmed)
     scored, priced = settings.scorer is not None and run.sampler is not None, settings.price is not None
-    diagnosis = diagnose_case(case, settings.calibration, options, scored=scored, priced=priced)
+    standing = None if passed is None else passed.id
+    diagnosis = diagnose_case(case, settings.calibration, options, passed=standing, scored=scored, priced=priced)
     decision = settings.policy.decide(diagnosis, case.ledger)
     case = replace(case, diagnosis=diagnosis, decisions=(*case.decisions, decision))
     run.emit(Decided(case.step.id, decision, run_id=case.run_id))
     if decision.route == "accept" and passed is not None:
-        return run.finish(case, _accepted(case, passed))
+        return run.finish(case, _accepted(run, case, passed))
     if decision.route != "escalate" and diagnosis.nodes.get(decision.remedy or "") != decision.route:
         raise ConfigError(
             f"policy {decision.policy}: it chose route {decision.route!r}, remedy {decision.remedy!r} on step "
@@ -172,7 +200,13 @@ def diagnose(run: Run, case: Case, *, human: bool) -> Flow[Case]:
             "where a rollout passed"
         )
     if decision.route == "escalate":
-        case = yield from open_case(run, case, human=human)
+        held = None
+        if unconfirmed is not None:
+            held = _accepted(run, case, unconfirmed)
+            case = replace(case, decisions=(*case.decisions[:-1], replace(decision, sentence=held.sentence)))
+            if settings.unconfirmed == "unresolved":
+                held = None
+        case = yield from open_case(run, case, human=human, otherwise=held)
         return _paid(case) if case.ask is not None else case
     return case
 
@@ -188,16 +222,72 @@ def carry_out(run: Run, case: Case) -> Flow[Case]:
     return _paid((yield from examine(run, case)))
 
 
-def _options(run: Run, case: Case) -> dict[str, Option]:
-    """Per remedy of the deployment, what it is called, where it is carried out, and what one attempt costs at most."""
+def _prior(run: Run, case: Case, rollout: Rollout) -> float | None:
+    """Probability that such an answer as ``rollout`` is right, before anybody looked; None where nobody knows."""
+    remedy, before = source_of(case, rollout)
+    if not remedy:
+        return run.settings.right_rates.of_first(case.step.task)
+    tried = case.attempts[rollout.round] if rollout.round is not None else Attempt(remedy)
+    return _expected(run, case, remedy, before, tried.kind, told=tried.told)
+
+
+def _expected(run: Run, case: Case, remedy: str, before: int, kind: Kind | None, *, told: bool) -> float:
+    """The same for an attempt of ``remedy`` behind ``before`` failed ones of it."""
+    known = belief_in(remedy, run.settings.calibration, kind=kind, told=told, task=case.step.task)
+    belief, weight = known.beta, PSEUDO_FAILURES
+    if known.attempts:  # counted by the deployment, behind any number of failures: so that it falls little with each
+        weight = min(max(known.attempts, weight), _MEASURED)
+        belief = (_STEADY * belief[0] / sum(belief), _STEADY * belief[1] / sum(belief))
+    return run.settings.right_rates.of(case.step.task, remedy, before, belief, weight=weight)
+
+
+def _standing(run: Run, case: Case) -> Rollout | None:
+    """The first rollout that stands: proved, or passed by opinions that are worth enough. A first answer that an
+    opinion passes stands too, unless the deployment holds it to more."""
+    for rollout in case.rollouts:
+        if not rollout.passed or rollout.verdict is None:
+            continue
+        first = rollout is case.rollouts[0] and not case.decisions
+        if not rollout.verdict.weak or run.settings.accept == 0 or (first and not run.settings.hold_first):
+            return rollout
+        sure = case.confidence(rollout, _prior(run, case, rollout))
+        if sure is not None and sure >= run.settings.accept:
+            return rollout
+    return None
+
+
+def _unconfirmed(run: Run, case: Case) -> Rollout | None:
+    """The best of those that only opinions passed, and with too little confidence."""
+    passed = [x for x in case.rollouts if x.passed]
+    return max(passed, key=lambda x: case.confidence(x, _prior(run, case, x)) or 0.0, default=None)
+
+
+def _options(run: Run, case: Case, unconfirmed: Rollout | None) -> dict[str, Option]:
+    """Per remedy of the deployment, what it is called, where it is carried out, and what one attempt costs at most.
+
+    Behind an answer that only opinions passed, a remedy is of use only if the same opinions would be worth enough on
+    what it gives.
+    """
     return {
         name: Option(
-            _left_alone(case, remedy) or remedy.bound(run, case),
+            _left_alone(case, remedy) or _doubted(run, case, name, unconfirmed) or remedy.bound(run, case),
             remedy.node or name,
             remedy.words or name.replace("_", " "),
         )
         for name, remedy in chosen(run.settings).items()
     }
+
+
+def _doubted(run: Run, case: Case, remedy: str, unconfirmed: Rollout | None) -> str:
+    """Why a pass of ``remedy`` would be worth no more than the one that there is, or ""."""
+    if unconfirmed is None or unconfirmed.verdict is None:
+        return ""
+    kind = case.failed[-1].kind if case.failed else None
+    told = bool(case.revisable and case.revisable.told)
+    before = sum(x.remedy == remedy and not x.passed for x in case.rollouts[1:])
+    prior = _expected(run, case, remedy, before, kind, told=told)
+    sure = probability_right(prior, unconfirmed.verdict.opinions)
+    return "" if sure is not None and sure >= run.settings.accept else "the verifier's pass would not be worth enough"
 
 
 def _left_alone(case: Case, remedy: Remedy) -> str:
@@ -211,6 +301,8 @@ def _left_alone(case: Case, remedy: Remedy) -> str:
     return "it repeats itself" if copies >= _COPIES else ""
 
 
+_MEASURED = 200.0  # draws that a deployment's own counts are worth at most against those of this process
+_STEADY = 64.0  # strength of a belief that hardly falls with each failure
 _MODEL_DOWN = ("sampler_error", "circuit_open")
 _COPIES = 6  # of draws that were had before, after which a remedy is left alone
 
@@ -221,20 +313,27 @@ def _paid(case: Case) -> Case:
     return replace(case, decisions=(*case.decisions[:-1], done))
 
 
-def _accepted(case: Case, rollout: Rollout) -> Outcome:
+def _accepted(run: Run, case: Case, rollout: Rollout) -> Outcome:
     as_it_was = rollout is case.rollouts[0] and len(case.decisions) == 1
     same = tuple(
         x.id
         for x in case.rollouts
         if x.remedy != rollout.remedy and x.answer is not None and x.answer == rollout.answer
     )
+    sure = case.confidence(rollout, _prior(run, case, rollout))
+    stands = case.decision.route == "accept"
+    said = case.decision.sentence
+    if not stands:
+        worth = "nobody measured what its pass is worth" if sure is None else f"the answer is right with {sure:.0%}"
+        said = f"{rollout.id} passed its verifier, which gives an opinion: {worth}. {said}"
     return Outcome(
-        "accepted" if as_it_was else "rescued",
+        ("accepted" if as_it_was else "rescued") if stands else "unconfirmed",
         rollout.text,
         rollout.answer,
         rollout.remedy,
+        confidence=sure,
         weak=rollout.verdict is not None and rollout.verdict.weak,
-        reason="passed",
-        sentence=case.decision.sentence,
+        reason="passed" if stands else "unconfirmed",
+        sentence=said,
         confirmed_by=same,
     )

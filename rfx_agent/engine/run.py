@@ -23,6 +23,7 @@ from rfx_agent.engine.drive import Call, Flow, Reply
 from rfx_agent.engine.settings import Settings
 from rfx_agent.errors import StoreError
 from rfx_agent.events import Event, Finished, Purpose, Reserved
+from rfx_agent.evidence.verdicts import learn
 from rfx_agent.policies.default import DefaultPolicy
 from rfx_agent.policies.fixed import FixedPolicy
 from rfx_agent.policies.learned import LearnedPolicy
@@ -156,7 +157,8 @@ class Run:
             _log.exception("on_event failed on %s", type(event).__name__)
 
     def finish(self, case: Case, outcome: Outcome) -> Case:
-        """The case with its outcome, told to the hook."""
+        """The case with its outcome, told to the hook; its verdicts are counted."""
+        learn(self.settings.right_rates, case)
         self.emit(Finished(case.step.id, outcome, run_id=case.run_id))
         return replace(case, outcome=outcome)
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from rfx_agent import ports
 from rfx_agent.budgets.shared import SharedBudget
 from rfx_agent.budgets.step import Price, RetryBudget
-from rfx_agent.checks import among, number, whole
+from rfx_agent.checks import among, number, share, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.escalation.notify import Notifier, Notify, notifier_of
 from rfx_agent.events import Event
 from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.opinions import CORRELATION, RightRates
 from rfx_agent.policies.base import Policy
 from rfx_agent.policies.default import DefaultPolicy
 from rfx_agent.records import REMEDY_NAME
@@ -72,6 +73,11 @@ class Settings:
     budget: RetryBudget = field(default_factory=RetryBudget)
     shared: SharedBudget | None = None
     price: Price | None = None
+    accept: float = 0.9
+    hold_first: bool = False
+    second_opinion: ports.Verifier | None = None
+    correlation: float = CORRELATION
+    unconfirmed: Literal["return", "unresolved"] = "return"
     extra_samples: int | None = None
     concurrency: int = 1
     temperature: float = 0.6
@@ -83,6 +89,7 @@ class Settings:
     on_event: Callable[[Event], None] | None = None
     traces: ports.TraceStore | None = None
     clock: Callable[[], float] = time.time
+    right_rates: RightRates = field(default_factory=RightRates, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, port in _PORTS.items():
@@ -98,6 +105,20 @@ class Settings:
             object.__setattr__(self, "remedies", _remedies(self.remedies))
         if self.extra_samples is not None:
             whole("recovery: extra_samples", self.extra_samples)
+        share("recovery: accept", self.accept)
+        if self.second_opinion is not None and self.second_opinion.needs_peers:
+            raise ConfigError(
+                f"recovery: second_opinion is {self.second_opinion!r}, which compares answers with each other; give a "
+                "verifier that judges one answer"
+            )
+        if self.second_opinion is not None and self.second_opinion.name == self.verifier.name:
+            raise ConfigError(
+                f"recovery: verifier and second_opinion are both called {self.verifier.name!r}; two opinions of one "
+                "verifier are one opinion. If they are two, give one of them a name="
+            )
+        share("recovery: correlation", self.correlation)
+        among("recovery: unconfirmed", self.unconfirmed, ("return", "unresolved"))
+        among("recovery: hold_first", self.hold_first, (True, False))
         for name in ("concurrency", "max_tokens"):
             whole(f"recovery: {name}", getattr(self, name), least=1)
         for name in ("temperature", "tool_temperature"):
@@ -150,6 +171,7 @@ _TAKEN = ("accept", "diagnose", "escalate", "human", "__start__", "__end__")
 _PORTS: dict[str, Any] = {
     "sampler": ports.Sampler,
     "verifier": ports.Verifier,
+    "second_opinion": ports.Verifier,
     "tool": ports.Tool,
     "scorer": ports.Scorer,
     "steerer": ports.Steerer,

@@ -11,7 +11,7 @@ from rfx_agent.codec import dump, load
 from rfx_agent.engine.drive import Call, Flow, Reply
 from rfx_agent.engine.run import Purchase, Run
 from rfx_agent.escalation.reply import apply_reply
-from rfx_agent.escalation.request import payload
+from rfx_agent.escalation.request import payload, proposed
 from rfx_agent.events import Escalated
 from rfx_agent.records import Spend
 
@@ -21,16 +21,28 @@ _FEE = Spend(escalations=1)
 _NOTICE = 30.0  # seconds that a notification may take
 
 
-def open_case(run: Run, case: Case, *, human: bool) -> Flow[Case]:
+def open_case(run: Run, case: Case, *, human: bool, otherwise: Outcome | None = None) -> Flow[Case]:
     """Put the case before a person, or end it where nobody can be asked. Paid for here, before the interrupt.
 
     The notification goes out before the opening is recorded: a process that dies between the two sends it again, under
     the same key, instead of never.
+
+    Args:
+        run: the deployment.
+        case: with a decision to escalate.
+        human: whether a person can be asked.
+        otherwise: the outcome where nobody can be; by default there is no answer.
     """
+
+    def unresolved(status: Status, reason: str, why: str) -> Case:
+        if otherwise is not None:
+            return run.finish(case, replace(otherwise, sentence=f"{otherwise.sentence} {why[0].upper()}{why[1:]}."))
+        return _unresolved(run, case, status, reason, why)
+
     if not human:
-        return _unresolved(run, case, "unresolved", case.decision.reason, "nobody can be asked")
+        return unresolved("unresolved", case.decision.reason, "nobody can be asked")
     if run.short(case, "escalate", _FEE):
-        return _unresolved(run, case, "unasked", "budget:escalations", "no escalation is left in the budget")
+        return unresolved("unasked", "budget:escalations", "no escalation is left in the budget")
     settings = run.settings.escalation
     opened = run.settings.clock()
     deadline = None if settings.deadline is None else opened + settings.deadline
@@ -56,7 +68,7 @@ def open_case(run: Run, case: Case, *, human: bool) -> Flow[Case]:
     )
     if paid.refused:
         why = f"no escalation is left in the shared budget ({paid.refused[0]})"
-        return _unresolved(run, case, "unasked", f"budget:{paid.refused[0]}", why)
+        return unresolved("unasked", f"budget:{paid.refused[0]}", why)
     if paid.replayed:
         return replace(case, ask=paid.replies[0].value)
     return replace(case, ask=asked.ask).note(*_unnotified(paid.replies))
@@ -93,7 +105,9 @@ def answer_person(run: Run, case: Case, reply: object, fits: Callable[[Outcome],
 
 def _unresolved(run: Run, case: Case, status: Status, reason: str, why: str) -> Case:
     sentence = f"{case.decision.sentence} {status.capitalize()}: {why}."
-    return run.finish(case, Outcome(status, reason=reason, sentence=sentence))
+    pick = proposed(case)
+    best = pick.text if pick is not None and pick.text.strip() else None
+    return run.finish(case, Outcome(status, best=best, reason=reason, sentence=sentence))
 
 
 def _unnotified(replies: tuple[Reply, ...]) -> tuple[str, ...]:

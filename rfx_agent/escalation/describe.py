@@ -8,13 +8,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rfx_agent.case import Case
-from rfx_agent.escalation.markdown import block, span, words
+from rfx_agent.escalation.markdown import block, middle, span, words
+from rfx_agent.evidence.kinds import kind_of
+from rfx_agent.records import Rollout
 
-__all__ = ["describe", "iso"]
+__all__ = ["describe", "iso", "reasons_of"]
 
 _ASKED = 1_500  # characters of the question that are shown
 _GROUPS = 10  # answers that are listed
-_REASON = 500  # characters of the verifier's reason that are shown
+_REASON = 300  # characters of one reason of the verifier's that are shown
+_REASONS = 6  # reasons that are listed
+_CELL = 40  # characters of an answer in the table; a longer one stands below it
+_TEXTS = 6  # longer answers that are shown
+_TEXT = 800  # characters of a longer answer that are shown
 _EVIDENCE = {
     "two_model": "from the model and its reference",
     "one_model": "from the model alone, as proxies",
@@ -29,15 +35,18 @@ def describe(
     answer: str | None,
     error: str | None,
     *,
+    pick: str | None = None,
     default: str,
 ) -> str:
-    """What was asked, what came back, what is known of the failure, what was tried, and what each reply does.
+    """What was asked, what came back and what the verifier said of it, what is known of the failure, what was tried,
+    and what each reply does.
 
     Args:
         case: the case, with a decision.
         groups: (answer, remedies that gave it, rollouts that gave it), as they are to be listed.
         answer: the proposed answer, or None where there is none to approve.
         error: why the last reply did not fit, or None.
+        pick: id of the rollout that has the proposed answer.
         default: what applies where nobody answers.
     """
     parts = [
@@ -46,13 +55,13 @@ def describe(
         "**What was asked**",
         block(_question(case), _ASKED),
         "**What came back**" + ("" if groups else ": nothing."),
-        *([_answers(groups)] if groups else []),
+        *(_answers(case, groups) if groups else []),
         "**What is known of the failure**",
         "\n".join(f"- {line}" for line in _known(case)),
         f"**Tried:** {_tried(case)}.",
         f"**Spent:** {_spent(case)}.",
         "**What your reply does**",
-        "\n".join(f"- {line}" for line in _replies(answer)),
+        "\n".join(f"- {line}" for line in _replies(answer, groups, pick)),
     ]
     if case.ask is not None and case.ask.deadline is not None:
         parts.append(f"**Without a reply by {iso(math.floor(case.ask.deadline))}:** {default}, {_DEFAULTS[default]}.")
@@ -79,14 +88,55 @@ def _text(content: Any) -> str:
     return "\n".join(str(p.get("text") or f"[{p.get('type', 'attachment')}]") for p in parts)
 
 
-def _answers(groups: Sequence[tuple[str | None, list[str], list[str]]]) -> str:
-    rows = ["| answer | times | by |", "| --- | --- | --- |"]
-    rows += [
-        f"| {'(no answer)' if answer is None else span(answer)} | {len(ids)} | {', '.join(map(_name, by))} |"
-        for answer, by, ids in groups[:_GROUPS]
-    ]
+def _answers(case: Case, groups: Sequence[tuple[str | None, list[str], list[str]]]) -> list[str]:
+    """The answers in a table, those that are too long for it below, and what the verifier said of which."""
+    failed = {x.id: x for x in (*case.rollouts, *case.failed)}
+    rows, texts = ["| | answer | times | by | verdict |", "| --- | --- | --- | --- | --- |"], []
+    for number, (answer, by, ids) in enumerate(groups[:_GROUPS], 1):
+        first = failed[ids[0]]
+        text = (first.said if first.answer is None else answer or "").strip()
+        cell = _nothing(first) if not text else _cell(text, _CELL)
+        rows.append(f"| {number} | {cell} | {len(ids)} | {', '.join(map(_name, by))} | {_judged(first)} |")
+        if text and (len(text) > _CELL or "\n" in text):
+            texts += [f"Number {number} in full:", block(middle(text, _TEXT), 2 * _TEXT)]
     more = len(groups) - _GROUPS
-    return "\n".join(rows) + (f"\n\nand {more} more different answers." if more > 0 else "")
+    parts = ["\n".join(rows), *([f"and {more} more different answers."] if more > 0 else []), *texts[: 2 * _TEXTS]]
+    place = {name: str(number) for number, (_, _, ids) in enumerate(groups[:_GROUPS], 1) for name in ids}
+    said = list(reasons_of(case, _REASON).items())
+    lines = [
+        f"- of {', '.join(dict.fromkeys(place.get(x, 'others') for x in ids))}: {_reason(why)}"
+        for why, ids in said[-_REASONS:]
+    ]
+    return [*parts, *(["**What the verifier said**", "\n".join(lines)] if lines else [])]
+
+
+def reasons_of(case: Case, limit: int) -> dict[str, list[str]]:
+    """What the verifier said, cut to ``limit`` characters, with the ids of the rollouts of which it said that."""
+    reasons: dict[str, list[str]] = {}
+    for rollout in case.rollouts:
+        if rollout.verdict is not None and rollout.verdict.reason:
+            reasons.setdefault(rollout.verdict.reason[:limit], []).append(rollout.id)
+    return reasons
+
+
+def _cell(text: str, most: int) -> str:
+    flat = " ".join(text.split())
+    return span(flat if len(flat) <= most else f"{flat[: most - 1]}…")
+
+
+def _reason(text: str) -> str:
+    plain = words(text, _REASON)
+    return span(text, _REASON) if "`" in plain else plain  # one piece of code reads better than many
+
+
+def _nothing(rollout: Rollout) -> str:
+    return "(cut off while it thought)" if rollout.text.strip() else "(nothing)"
+
+
+def _judged(rollout: Rollout) -> str:
+    if rollout.verdict is None:
+        return "not judged"
+    return "passed, as an opinion" if rollout.passed else _name(rollout.kind or kind_of(rollout) or "wrong")
 
 
 def _known(case: Case) -> list[str]:
@@ -96,8 +146,6 @@ def _known(case: Case) -> list[str]:
         lines.append(f"{diagnosis.passes} of {diagnosis.draws} plain draws passed")
     if decision.kinds:
         lines.append("failed answers: " + ", ".join(f"{n} {_name(kind)}" for kind, n in decision.kinds.items()))
-    if reason := next((x.verdict.reason for x in reversed(case.failed) if x.verdict and x.verdict.reason), ""):
-        lines.append(f"the verifier said: {words(reason[:_REASON])}")
     if decision.regime is not None:
         lines.append(f"regime: {decision.regime.replace('_', ' ')}")
     if decision.features is None:
@@ -126,6 +174,7 @@ def _tried(case: Case) -> str:
         "; ".join(
             f"{_name(a.remedy)}, {a.got} of {a.asked} came back"
             + (f" and {a.misses} could not be judged" if a.misses else "")
+            + (f" ({_reason(a.note)})" if a.note else "")
             for a in case.attempts
         )
         or "nothing yet"
@@ -138,8 +187,11 @@ def _spent(case: Case) -> str:
     return f"{spent.samples} samples, {spent.tokens:,} tokens, {spent.seconds:.1f} s{money}"
 
 
-def _replies(answer: str | None) -> list[str]:
-    approve = [] if answer is None else [f"**approve**: {span(answer)} stands as the answer"]
+def _replies(
+    answer: str | None, groups: Sequence[tuple[str | None, list[str], list[str]]], pick: str | None
+) -> list[str]:
+    at = next((f", number {i} above" for i, (_, _, ids) in enumerate(groups[:_GROUPS], 1) if pick in ids), "")
+    approve = [] if answer is None else [f"**approve**: {_cell(answer, 60)} stands as the answer{at}"]
     return [
         *approve,
         "**edit**: the answer that you write in its place stands",

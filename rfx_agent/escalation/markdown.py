@@ -7,8 +7,9 @@ safe from all of these, so text that is not ours stands in code.
 from __future__ import annotations
 
 import re
+import unicodedata
 
-__all__ = ["block", "cut", "span", "words"]
+__all__ = ["block", "cut", "middle", "seen", "span", "words"]
 
 # A word that no Markdown dialect reads as anything but a word. "_", "*", "$", "@", "&", brackets and backslashes are
 # left out; "//", "www." and a dot before a letter make a link of what is around them.
@@ -16,21 +17,41 @@ _PLAIN = re.compile(
     r"""(?!(?i:www)\.)(?!.*//)(?!.*\.[^\W\d_])[("']?[^\W_](?:[^\W_]|[-–'’.,:;%/+=])*[)"'.,:;?!…]*|[-–+=]?\d[\d.,]*%?|[-–]"""
 )
 
+_SEQUENCE = re.compile(r"(?:\x1b\[|\x9b)[0-?]{0,30}[ -/]{0,5}[@-~]")  # colours and the like, as a terminal is told them
+
 
 def cut(text: str, limit: int) -> str:
     """``text``, at most ``limit`` characters of it, and how much was left out."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
 
 
+def middle(text: str, limit: int) -> str:
+    """``text``, at most ``limit`` characters of its beginning and its end: an answer is often stated last."""
+    if len(text) <= limit:
+        return text
+    head, left = limit // 2, len(text) - limit
+    return f"{text[:head]}\n… ({left:,} characters left out) …\n{text[head + left :]}"
+
+
+def seen(text: str) -> str:
+    """``text`` as a person sees it: without controls, which a terminal obeys, and marks that turn or hide a part."""
+    joined = "\u200c\u200d"  # part of words and emoji
+    return "".join(
+        c
+        for c in _SEQUENCE.sub("", text)
+        if c in "\n\t" or c in joined or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn")
+    )
+
+
 def span(text: str, limit: int = 200) -> str:
     """``text`` on one line as inline code, for a sentence or a table's cell."""
-    clean = "".join(c if c.isprintable() else " " for c in text).replace("`", "'").replace("|", "¦")
+    clean = "".join(c if c.isprintable() else " " for c in _SEQUENCE.sub("", text)).replace("`", "'").replace("|", "¦")
     return f"`{cut(' '.join(clean.split()), limit) or '(blank)'}`"
 
 
 def block(text: str, limit: int) -> str:
     """``text`` as a fenced block of its own; the fence is longer than any run of backticks in it."""
-    lines = re.sub(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", "\n", text)
+    lines = re.sub(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", "\n", _SEQUENCE.sub("", text))
     shown = cut("".join(c if c.isprintable() or c in "\n\t" else " " for c in lines), limit)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence}text\n{shown}\n{fence}"

@@ -6,7 +6,8 @@ from collections import Counter
 from typing import Any, Literal
 
 from rfx_agent.case import Case
-from rfx_agent.escalation.describe import describe, iso
+from rfx_agent.escalation.describe import describe, iso, reasons_of
+from rfx_agent.escalation.markdown import seen
 from rfx_agent.records import Rollout
 
 __all__ = ["ACTION", "applies", "payload", "proposed"]
@@ -14,7 +15,8 @@ __all__ = ["ACTION", "applies", "payload", "proposed"]
 ACTION = "accept_answer"
 """Name of the action that a person is asked to review."""
 
-_REASONS = 5  # of the verifier that a person is shown
+_REASONS = 10  # of the verifier that a person is shown
+_EXCERPT = 300  # characters shown of a text in which the verifier found no answer
 _SHOWN = 2_000  # characters of a rollout that a person is shown
 _ARGS_SCHEMA = {
     "type": "object",
@@ -25,10 +27,14 @@ _ARGS_SCHEMA = {
 
 
 def proposed(case: Case) -> Rollout | None:
-    """The rollout that a person is asked to approve: the latest tool result, else the most frequent answer's first.
+    """The rollout that a person is asked to approve: what an opinion passed, else the latest tool result, else the most
+    frequent answer's first, else the first that says anything. None where none does.
 
     This is a suggestion to a person, never a vote that accepts anything.
     """
+    passed = [r for r in case.rollouts if r.passed and r.verdict is not None]  # by opinions that were not worth enough
+    if passed:
+        return max(passed, key=lambda r: case.confidence(r, 0.5) or 0.0)
     tool = [r for r in case.rollouts if r.remedy == "tool"]
     if tool:
         return tool[-1]
@@ -36,7 +42,7 @@ def proposed(case: Case) -> Rollout | None:
     if counts:
         modal = counts.most_common(1)[0][0]
         return next(r for r in case.rollouts if r.answer == modal)
-    return case.rollouts[0] if case.rollouts else None
+    return next((r for r in case.rollouts if r.answer or r.said.strip()), None)
 
 
 def applies(case: Case) -> Literal["approve", "reject"]:
@@ -55,8 +61,9 @@ def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
     Keys: ``action_requests``, one, with ``name``, ``args`` and a Markdown ``description``; ``review_configs``, one,
     with ``action_name``, ``allowed_decisions`` and the JSON schema of an edit's ``args_schema``; and ``rfx``.
 
-    Model output in it is untrusted and cut to a length a person can read. In ``description`` it stands in code, so
-    that it cannot pass for ours; elsewhere it is as the model wrote it, for an inbox to show as plain text.
+    Model output in it is untrusted, cut to a length a person can read, and without thinking and controls. In
+    ``description`` it stands in code, so that it cannot pass for ours; elsewhere an inbox shows it as plain text.
+    ``rfx.answers`` holds what came back, and ``rfx.reasons`` what the verifier said of it, by the rollouts' ids.
 
     Args:
         case: a case with a decision.
@@ -65,10 +72,11 @@ def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
     """
     pick = proposed(case)
     # Inboxes make a text field of every argument, and fail on null.
-    args = {"answer": "" if pick is None else ((not pick.abridged and pick.answer) or pick.text[:_SHOWN])}
+    args = {"answer": "" if pick is None else seen((not pick.abridged and pick.answer) or pick.said.strip()[:_SHOWN])}
     allowed = ["approve", "edit", "reject", "respond"] if pick else ["edit", "reject", "respond"]
     groups = _grouped(case)
-    description = describe(case, groups, args["answer"] if pick else None, error, default=applies(case))
+    answer, at = (args["answer"], pick.id) if pick else (None, None)
+    description = describe(case, groups, answer, error, pick=at, default=applies(case))
     decision, diagnosis, ask, spent = case.decision, case.diagnosis, case.ask, case.ledger.spent
     return {
         "action_requests": [{"name": ACTION, "args": args, "description": description}],
@@ -101,16 +109,23 @@ def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
 
 
 def _reasons(case: Case) -> list[str]:
-    """What the verifier said of the failed answers, without repeats, the latest last."""
-    said = [x.verdict.reason[:_SHOWN] for x in case.failed if x.verdict is not None and x.verdict.reason]
-    return list(dict.fromkeys(said))[-_REASONS:]
+    """What the verifier said, each with the rollouts of which it said that, the latest last."""
+    return [f"{', '.join(ids)}: {seen(why)}" for why, ids in reasons_of(case, _SHOWN).items()][-_REASONS:]
+
+
+def _shown(rollout: Rollout) -> str | None:
+    if rollout.answer is not None:
+        return seen(rollout.answer)
+    said = " ".join(seen(rollout.said[: 4 * _EXCERPT]).split())
+    return (said if len(said) <= _EXCERPT else f"{said[:_EXCERPT]}…") or None
 
 
 def _grouped(case: Case) -> list[tuple[str | None, list[str], list[str]]]:
-    """(answer, remedies that gave it, rollouts that gave it), the most frequent first."""
+    """(answer, remedies that gave it, rollouts that gave it), the most frequent first. Where the verifier parsed no
+    answer, what the rollout says stands for it; None where it says nothing."""
     groups: dict[str | None, list[Rollout]] = {}
     for rollout in case.rollouts:
-        groups.setdefault(rollout.answer, []).append(rollout)
+        groups.setdefault(_shown(rollout), []).append(rollout)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     return [
         (

@@ -38,6 +38,7 @@ def diagnose_case(
     calibration: Calibration,
     options: Mapping[str, Option],
     *,
+    passed: str | None = None,
     scored: bool = False,
     priced: bool = False,
 ) -> Diagnosis:
@@ -51,6 +52,7 @@ def diagnose_case(
         case: the step with its judged rollouts.
         calibration: the population that features are scored against, and the priors.
         options: the deployment's remedies by name.
+        passed: id of the rollout that stands, or None.
         scored: whether a further draw would come with features of two models.
         priced: whether the deployment's models have prices.
     """
@@ -63,7 +65,6 @@ def diagnose_case(
     against = () if features is None else calibration.caveats(features, evidence)
     z = None if features is None else calibration.z(features, evidence)
     routable = z is not None and not against
-    passed = next((r.id for r in case.rollouts if r.passed), None)
     last = next(reversed(failed), None)
     kind = None if last is None else last.kind
     shown = case.revisable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rfx_agent.records import Kind, Rollout
+from rfx_agent.thinking import after_thinking
 
 __all__ = ["kind_of", "was_cut", "was_refused"]
 
@@ -22,8 +23,8 @@ _REFUSED = frozenset(
 
 
 def was_cut(rollout: Rollout) -> bool:
-    """Whether the model stopped at a cap and not at the end of its answer."""
-    return (rollout.finish_reason or "").lower() in _CUT
+    """Whether the model stopped at a cap and not at the end of its answer, or never closed its thinking."""
+    return (rollout.finish_reason or "").lower() in _CUT or after_thinking(rollout.text).open
 
 
 def was_refused(rollout: Rollout) -> bool:
@@ -54,4 +55,4 @@ def kind_of(rollout: Rollout) -> Kind | None:
         return "refused"
     if verdict.kind is not None:
         return verdict.kind
-    return "wrong" if rollout.text.strip() else "no_answer"
+    return "wrong" if rollout.said.strip() else "no_answer"

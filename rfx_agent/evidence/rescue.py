@@ -61,10 +61,11 @@ _PUBLISHED = Calibration.published()
 
 @dataclass(frozen=True, slots=True)
 class Believed:
-    """A prior for one remedy on one failure, and where it comes from."""
+    """A prior for one remedy on one failure, where it comes from, and how many attempts of the deployment say so."""
 
     beta: Beta
     said: str
+    attempts: float = 0.0
 
 
 def context_of(remedy: str, kind: Kind | None, *, told: bool) -> str:
@@ -110,7 +111,7 @@ def belief_in(
     for p, n in ((passes - mine_too[0], tries - mine_too[1]), mine_too):
         if n > 0:
             mean = (PSEUDO_FAILURES * mean + p) / (PSEUDO_FAILURES + n)
-    return Believed((mean * strength, (1 - mean) * strength), said)
+    return Believed((mean * strength, (1 - mean) * strength), said, tries)
 
 
 def _counted(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -13,9 +14,10 @@ import numpy.typing as npt
 
 from rfx_agent.errors import CalibrationError
 from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.opinions import Likelihoods, expected_share, posterior
 from rfx_agent.evidence.rescue import context_of
 from rfx_agent.lab.common import FEATURES, OnBad, ProfileError
-from rfx_agent.lab.logs import LogRow, read_log
+from rfx_agent.lab.logs import Context, LogRow, read_log
 from rfx_agent.lab.profiles import Profile, is_log, read_profile
 from rfx_agent.records import Evidence
 
@@ -70,7 +72,8 @@ def populations(source: Profile | Iterable[LogRow]) -> list[Population]:
     """Failures grouped by model and task, in order of appearance.
 
     Of a log, only failures count: steps whose candidate failed. Their candidate is no attempt, since it failed by
-    selection; a rate is taken over what was tried after it.
+    selection; a rate is taken over what was tried after it. A pass that was an opinion counts as what its measured
+    rates make of it: a judge that passes 20 % of wrong answers passes more than it rescues.
     """
     if isinstance(source, Profile):
         keys = list(zip(source.model, source.task, strict=True))
@@ -259,21 +262,44 @@ def _of_rows(key: Key, rows: list[LogRow]) -> Population:
         if given:
             features[kind] = {name: np.array([f[name] for f in given]) for name in names}
     tried: dict[str, list[float]] = {}
+    seen = _seen(rows)
     for row in rows:
-        for remedy in dict.fromkeys(name for name, _ in row.attempts[1:]):
-            count, passed = row.tally(remedy)
-            tried.setdefault(remedy, []).append(passed / count)
+        rights: dict[str, list[float]] = {}
+        for remedy, passed, context in row.after():
+            right = posterior(_share(seen[remedy]), _likelihoods(context, passed=passed))
+            rights.setdefault(remedy, []).append(right)
+        for remedy, each in rights.items():
+            tried.setdefault(remedy, []).append(sum(each) / len(each))
     rates = {remedy: np.array(shares) for remedy, shares in tried.items()}
     return Population(*key, features, rates, _counts(rows, key[1]))
 
 
 def _counts(rows: list[LogRow], task: str) -> dict[str, tuple[float, float]]:
-    """(passes, attempts) by what was tried after which failure: over all tasks, then for this one."""
-    found: dict[str, tuple[float, float]] = {}
+    """(right answers, attempts) by what was tried after which failure: over all tasks, then for this one."""
+    found = _seen(rows, context_of)
+    ordered = {key: (_share(found[key]) * found[key].total(), float(found[key].total())) for key in sorted(found)}
+    return ordered | {f"{key}@{task}": tally for key, tally in ordered.items()}
+
+
+def _seen(
+    rows: list[LogRow], key: Callable[..., str] = lambda remedy, *_, **__: remedy
+) -> dict[str, Counter[Likelihoods]]:
+    """Per key, how often the verdicts on attempts were of which likelihoods."""
+    found: dict[str, Counter[Likelihoods]] = {}
     for row in rows:
         for remedy, passed, context in row.after():
-            key = context_of(remedy, context.kind, told=context.told)
-            passes, attempts = found.get(key, (0.0, 0.0))
-            found[key] = (passes + passed, attempts + 1)
-    ordered = {key: found[key] for key in sorted(found)}
-    return ordered | {f"{key}@{task}": tally for key, tally in ordered.items()}
+            counter = found.setdefault(key(remedy, context.kind, told=context.told), Counter())
+            counter[_likelihoods(context, passed=passed)] += 1
+    return found
+
+
+def _likelihoods(context: Context, *, passed: bool) -> Likelihoods:
+    """Of a proof, and of an opinion that nobody measured, its word is taken."""
+    return context.opinion or ((1.0, 0.0) if passed else (0.0, 1.0))
+
+
+def _share(seen: Counter[Likelihoods]) -> float:
+    """The share of right answers behind verdicts: of proofs, the share that passed."""
+    if all(x in ((1.0, 0.0), (0.0, 1.0)) for x in seen):
+        return seen[1.0, 0.0] / seen.total()
+    return expected_share(0.5, seen, weight=1.0)

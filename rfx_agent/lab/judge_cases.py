@@ -58,6 +58,11 @@ class JudgeCase:
         """The step that it belongs to."""
         return Step.of(self.prompt if isinstance(self.prompt, str) else [*self.prompt], expected=self.expected)
 
+    @property
+    def problem(self) -> str:
+        """Its prompt as one text: cases with the same one are answers to one problem."""
+        return self.prompt if isinstance(self.prompt, str) else json.dumps(self.prompt, default=str)
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(extra="allow")

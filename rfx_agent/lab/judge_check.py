@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,11 @@ from rfx_agent.checks import whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.lab.evidence.intervals import Figure, wilson
 from rfx_agent.lab.judge_cases import FILLER, INJECTIONS, JudgeCase
+from rfx_agent.lab.judge_rates import clustered, measured
 from rfx_agent.ports import Verifier
 from rfx_agent.records import Rollout, Usage, Verdict
 from rfx_agent.verifiers.judge import NO_VERDICT
+from rfx_agent.verifiers.rates import MeasuredRates
 
 __all__ = ["JudgeReport", "ajudge_check", "judge_check"]
 
@@ -33,6 +35,8 @@ class JudgeReport:
         confusion: ``true_pass``, ``false_pass``, ``true_fail``, ``false_fail``, counted.
         accuracy, precision, recall: shares; a judging without a verdict counts as the fail that it is.
         false_pass_rate: share of the wrong cases that it passes: what a rescue by this judge is worth.
+        by_problem: ``problems``, how many prompts there are, and ``recall`` and ``false_pass_rate`` with intervals that
+            keep each prompt whole: answers of one problem are alike, and Wilson's are too narrow for them.
         kappa: Cohen's kappa with the labels, or None where both say the same of all cases.
         no_verdict: share of cases on which it gave no verdict at all.
         repeats: ``agreement``, share of cases judged alike each time, and ``kappa`` of the first two judgings.
@@ -53,6 +57,7 @@ class JudgeReport:
     precision: Figure
     recall: Figure
     false_pass_rate: Figure
+    by_problem: dict[str, Any]
     kappa: float | None
     no_verdict: Figure
     repeats: dict[str, Any] | None
@@ -74,6 +79,27 @@ class JudgeReport:
                 "tokens_per_judging": spent.tokens / self.judgings,
             }
         }
+
+    def rates(
+        self, *, model: str | None = None, settings: Mapping[str, str | float | bool] | None = None
+    ) -> MeasuredRates:
+        """What it found as rates that a verifier loads: ``save(path)`` writes the file. Intervals keep prompts whole.
+
+        Args:
+            model: of the judge, as ``JudgeVerifier.model``.
+            settings: of the judge, as ``JudgeVerifier.settings``.
+
+        Raises:
+            ConfigError: none of the cases was right, or none wrong.
+        """
+        counts = self.confusion
+        return measured(
+            (counts["true_pass"], self.right, self.by_problem["recall"]),
+            (counts["false_pass"], self.cases - self.right, self.by_problem["false_pass_rate"]),
+            judge=self.judge,
+            model=model,
+            settings=settings,
+        )
 
 
 def judge_check(judge: Verifier, cases: Iterable[JudgeCase], **options: Any) -> JudgeReport:
@@ -135,6 +161,7 @@ async def ajudge_check(
         cases=len(given),
         right=sum(labels),
         **_figures(labels, first),
+        by_problem=_by_problem(given, first),
         kappa=_kappa(labels, first),
         no_verdict=_share([v.reason == NO_VERDICT for v in rounds[0]]),
         repeats=_repeated([[v.passed for v in one] for one in rounds]) if repeats > 1 else None,
@@ -212,6 +239,14 @@ def _figures(labels: Sequence[bool], said: Sequence[bool]) -> dict[str, Any]:
         "recall": _share([s for label, s in pairs if label]),
         "false_pass_rate": _share([s for label, s in pairs if not label]),
     }
+
+
+def _by_problem(cases: Sequence[JudgeCase], said: Sequence[bool]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"problems": len({c.problem for c in cases})}
+    for name, label in (("recall", True), ("false_pass_rate", False)):
+        pairs = [(s, c.problem) for c, s in zip(cases, said, strict=True) if c.passed is label]
+        figures[name] = clustered([s for s, _ in pairs], [p for _, p in pairs])
+    return figures
 
 
 def _group(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:

@@ -10,8 +10,9 @@
 
 ``attempts`` is in order; its first entry is the candidate whose failure opened the case. ``contexts`` has one entry for
 each: how the answer before it had failed, whether the verifier had said what is wrong with that, and what the attempt
-cost. ``kinds`` counts the failed answers. A log without these two reads as well. Keys that are not named here are left
-alone, so that a log may carry more. Version 0.1 wrote ``"v": 1`` for the schema.
+cost. Where the verdict was an opinion of measured rates, ``"opinion": [0.9, 0.1]`` says how probable it was on a right
+and on a wrong answer. ``kinds`` counts the failed answers. A log without these two reads as well. Keys that are not
+named here are left alone, so that a log may carry more. Version 0.1 wrote ``"v": 1`` for the schema.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 
 from rfx_agent.case import Case
 from rfx_agent.errors import ConfigError
+from rfx_agent.evidence.opinions import Likelihoods
+from rfx_agent.evidence.verdicts import likelihoods_of
 from rfx_agent.lab.common import FEATURES, BadRow, OnBad, read_lines
 from rfx_agent.records import REMEDY_NAME, Evidence, Kind
 
@@ -43,11 +46,14 @@ class Context:
         kind: how the last answer before it had failed; None where that is not known.
         told: whether the verifier had said what is wrong with that answer.
         tokens: what the attempt cost; None where that is not known.
+        opinion: how probable the verdict on it was on a right and on a wrong answer; None where it was a proof, or an
+            opinion whose rates nobody measured.
     """
 
     kind: Kind | None = None
     told: bool = False
     tokens: int | None = None
+    opinion: Likelihoods | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +165,7 @@ def _attempts(case: Case) -> tuple[list[tuple[str, bool, Context]], Counter[Kind
     seen: set[str] = set()
     attempts: list[tuple[str, bool, Context]] = []
     kinds = Counter[Kind]()
-    by_round: dict[int, list[bool]] = {}
+    by_round: dict[int, list[tuple[bool, Likelihoods | None]]] = {}
     for rollout in case.rollouts:
         if rollout.verdict is None or rollout.response_id in seen:
             continue
@@ -167,21 +173,26 @@ def _attempts(case: Case) -> tuple[list[tuple[str, bool, Context]], Counter[Kind
             seen.add(rollout.response_id)
         if rollout.kind is not None:
             kinds[rollout.kind] += 1
+        opinion = likelihoods_of(rollout.verdict) if rollout.verdict.weak else None
         if rollout.round is None:
-            attempts.append((rollout.remedy, rollout.passed, Context(tokens=rollout.usage.tokens or None)))
+            context = Context(tokens=rollout.usage.tokens or None, opinion=opinion)
+            attempts.append((rollout.remedy, rollout.passed, context))
         else:
-            by_round.setdefault(rollout.round, []).append(rollout.passed)
+            by_round.setdefault(rollout.round, []).append((rollout.passed, opinion))
     for number, attempt in enumerate(case.attempts):
-        ended = by_round.get(number, []) + [False] * attempt.misses
+        ended = by_round.get(number, []) + [(False, None)] * attempt.misses
         each = round(attempt.tokens / len(ended)) if ended and attempt.tokens else None
-        attempts += [(attempt.remedy, passed, Context(attempt.kind, attempt.told, each)) for passed in ended]
+        attempts += [(attempt.remedy, passed, Context(attempt.kind, attempt.told, each, x)) for passed, x in ended]
     return attempts, kinds
 
 
 def _said(context: Context) -> dict[str, object]:
     """Of ``context``, what is known."""
-    said = {"kind": context.kind, "told": context.told or None, "tokens": context.tokens}
+    said = {"kind": context.kind, "told": context.told or None, "tokens": context.tokens, "opinion": context.opinion}
     return {name: value for name, value in said.items() if value is not None}
+
+
+_Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Context(BaseModel):
@@ -190,6 +201,7 @@ class _Context(BaseModel):
     kind: Kind | None = None
     told: bool = False
     tokens: NonNegativeInt | None = None
+    opinion: tuple[_Share, _Share] | None = None
 
 
 class _Line(BaseModel):
@@ -220,5 +232,5 @@ def _parse(line: bytes) -> LogRow | str:
     attempts = tuple(parsed.attempts)
     if len(parsed.contexts) not in (0, len(attempts)):
         return f"contexts: {len(parsed.contexts)} for {len(attempts)} attempts; give one for each, or none"
-    contexts = tuple(Context(x.kind, x.told, x.tokens) for x in parsed.contexts)
+    contexts = tuple(Context(x.kind, x.told, x.tokens, x.opinion) for x in parsed.contexts)
     return LogRow(parsed.step, parsed.model, parsed.task, parsed.evidence, features, attempts, contexts, parsed.kinds)

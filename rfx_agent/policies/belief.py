@@ -12,7 +12,7 @@ from rfx_agent.checks import number, whole
 from rfx_agent.checks import share as checked_share
 from rfx_agent.errors import ConfigError
 from rfx_agent.policies.population import ordered
-from rfx_agent.records import REMEDY_NAME
+from rfx_agent.records import REMEDY_NAME, Rollout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -134,8 +134,18 @@ class Belief:
         return cls(total)
 
 
+def _known(case: Case, rollout: Rollout) -> bool:
+    """Whether the verdict on ``rollout`` says if it was a rescue."""
+    stood = case.outcome is not None and case.outcome.status in ("accepted", "rescued")
+    opinion = rollout.passed and rollout.verdict is not None and rollout.verdict.weak
+    return not opinion or (stood and case.outcome is not None and rollout.text == case.outcome.text)
+
+
 def seen_in(case: Case) -> Belief:
-    """What one finished case teaches, for ``LearnedPolicy.learn`` or ``PolicyStore.add``."""
+    """What one finished case teaches, for ``LearnedPolicy.learn`` or ``PolicyStore.add``.
+
+    Of an opinion's pass it teaches nothing, unless that was worth enough to stand.
+    """
     attempts: list[tuple[str, bool]] = []
     seen: set[str] = set()
     by_round: dict[int, list[bool]] = {}
@@ -144,7 +154,7 @@ def seen_in(case: Case) -> Belief:
             if rollout.response_id in seen:
                 continue
             seen.add(rollout.response_id)
-        if rollout.round is not None and rollout.verdict is not None:
+        if rollout.round is not None and rollout.verdict is not None and _known(case, rollout):
             by_round.setdefault(rollout.round, []).append(rollout.passed)
     outside = any(rollout.round is None for rollout in case.rollouts)
     for place, attempt in enumerate(case.attempts):

@@ -13,6 +13,7 @@ from rfx_agent.errors import ToolError, ToolInputError
 from rfx_agent.events import ToolRan
 from rfx_agent.records import Message, Rollout, SampleRequest, Spend, ToolResult
 from rfx_agent.remedies.base import NO_MODEL, ask_model, asking, before_junction, seed_of
+from rfx_agent.thinking import after_thinking
 
 __all__ = ["Tool"]
 
@@ -23,7 +24,8 @@ _GRACE = 1.0  # seconds that a tool may take to stop its own run
 class Tool(ports.Remedy):
     """The model drives a tool from the original prompt; the tool's result is a candidate like any other.
 
-    An input that fails is shown to the model once, with its error. No failed answer is ever shown.
+    An input that fails is shown to the model once, with its error. No failed answer is ever shown. The attempt's note
+    says what ran it.
 
     Attributes:
         tool: a program's sandbox, a LangChain tool, or any ``rfx_agent.ports.Tool``.
@@ -50,18 +52,20 @@ class Tool(ports.Remedy):
         tool, before = self.tool, case.ledger.spent.tokens
         prefix = before_junction(case) or None if case.decision.from_junction else None
         messages = tool.prompt(case.step, prefix=prefix)
-        result = ToolResult(None)
+        result, ran = ToolResult(None), False
         for turn in range(2):
             case, text = yield from self._ask(run, case, messages, Spend(attempts=1 - turn))
             if text is None:  # the model could not be asked, or asking again cannot be paid for
                 break
             case, source, result = yield from _run_tool(run, case, tool, text)
+            ran = ran or bool(result.seconds or result.answer is not None)
             if result.answer is not None:
                 break
             messages = tool.repair(case.step, source, result)
         made = () if result.answer is None else (Rollout(text=result.answer, remedy=self.name),)
         failed = result.error is not None and not made
-        cost, note = case.ledger.spent.tokens - before, (result.error or "")[:300]
+        cost = case.ledger.spent.tokens - before
+        note = "; ".join(x for x in ((result.error or "")[:300], tool.ran(result) if ran else "") if x)
         return case.add(made, Attempt(self.name, 1, len(made), misses=int(failed), tokens=cost, note=note))
 
     def _ask(
@@ -88,7 +92,7 @@ def _run_tool(run: Run, case: Case, tool: ports.Tool, text: str) -> Flow[tuple[C
     try:
         source = tool.parse(text)
     except ToolInputError as unreadable:
-        return case, text, ToolResult(None, error=str(unreadable))
+        return case, after_thinking(text).text, ToolResult(None, error=str(unreadable))
 
     def price(replies: tuple[Reply, ...]) -> Spend:
         return Spend(seconds=replies[0].seconds, tool_seconds=replies[0].seconds)

@@ -16,7 +16,8 @@ from rfx_agent.engine.drive import TimedOut, within
 from rfx_agent.errors import ConfigError, ToolInputError, is_control_flow
 from rfx_agent.ports import Tool
 from rfx_agent.records import Message, Spend, Step, ToolResult
-from rfx_agent.tools.prompts import begun, clip, fenced_blocks, problem_text, quoted
+from rfx_agent.thinking import after_thinking
+from rfx_agent.tools.prompts import begun, clip, fenced_blocks, problem_text, quoted, shown
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
@@ -124,18 +125,21 @@ class LangChainTool(Tool):
 
     def repair(self, step: Step, source: str, result: ToolResult) -> tuple[Message, ...]:
         """Messages that show the arguments and the error once, and ask again."""
-        error = quoted("error", result.error or "it gave no answer")
-        text = self._fill(_REPAIR, step, arguments=quoted("arguments", source[:_SHOWN]), error=error)
+        error = quoted("error", shown(result.error or "it gave no answer", _SHOWN))
+        text = self._fill(_REPAIR, step, arguments=quoted("arguments", shown(source, _SHOWN)), error=error)
         return ({"role": "user", "content": text},)
 
     def parse(self, text: str) -> str:
-        """The arguments in a completion, as canonical JSON; the last object counts.
+        """The arguments in a completion, after what the model thought, as canonical JSON; the last object counts.
 
         Raises:
             ToolInputError: there is no JSON object in it that fits the tool's arguments.
         """
         problem = "no JSON object"
-        for candidate in _objects(text):
+        said = after_thinking(text)
+        if said.open:
+            raise ToolInputError("the reply ends while the model thinks; ask again, or allow more tokens")
+        for candidate in _objects(said.text):
             try:
                 arguments = json.loads(candidate)
             except (ValueError, RecursionError) as error:

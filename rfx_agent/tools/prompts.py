@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from rfx_agent.fence import clean
 from rfx_agent.records import Step
 
-__all__ = ["clip", "fenced_blocks", "problem_text", "quoted"]
+__all__ = ["begun", "clip", "fenced_blocks", "problem_text", "quoted", "shown"]
+
+_BEGUN = 8_000  # characters of begun work that are shown
 
 
 def clip(text: str, limit: int) -> str:
@@ -21,11 +24,17 @@ def quoted(tag: str, text: str) -> str:
     return f"<{tag}>\n{safe}\n</{tag}>"
 
 
+def shown(text: str, limit: int) -> str:
+    """A model's own text as another prompt may hold it: cut, without controls, its chat and thinking marks broken."""
+    return clean(text, "\0", limit, mark="")
+
+
 def begun(prefix: str | None) -> str:
     """What is added to a prompt to show work of unknown worth; nothing when there is none."""
     if prefix is None or not prefix.strip():
         return ""
-    return f"\n\nSomeone began to solve it like this. It may be wrong; check it:\n{quoted('work', prefix.strip())}"
+    work = quoted("work", shown(prefix.strip(), _BEGUN))
+    return f"\n\nSomeone began to solve it like this. It may be wrong; check it:\n{work}"
 
 
 def problem_text(step: Step) -> str:

@@ -19,14 +19,16 @@ from rfx_agent._closing import Closing
 from rfx_agent.checks import number, whole
 from rfx_agent.errors import ConfigError, ToolError
 from rfx_agent.records import ToolResult
+from rfx_agent.tools.monty_trial import monty_trial
 from rfx_agent.tools.prompts import clip
+from rfx_agent.tools.trial import Trial, TrialResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydantic_monty import Monty, MontyError, MontySession, OSPolicy, ResourceLimits
 
-__all__ = ["Sandbox"]
+__all__ = ["MODULES", "Printed", "Sandbox", "choose"]
 
 _GRACE = 0.5  # seconds after which the parent kills a worker that did not stop by itself
 _SOURCE = 64 * 1024  # characters of source; a program longer than this was not written by a model that was well
@@ -44,7 +46,7 @@ class Sandbox(Closing):
         memory: bytes of heap for one program; the parent is not affected by it.
         output: characters kept of what a program prints, and the most that an answer may have.
         recursion: depth of calls.
-        workers: most worker processes at a time; by default 4 or the number of processors, whichever is less.
+        workers: most programs at a time; by default 4 or the number of processors, whichever is less.
 
     The modules collections, datetime, decimal, functools, itertools, json, math, random and re are imported already.
     ``random`` starts from a fixed seed, so that a program gives the same answer again. The clock is real, in UTC.
@@ -58,6 +60,9 @@ class Sandbox(Closing):
         ...     sandbox.run("answer = 4721 * 389").answer
         '1836469'
     """
+
+    name = "monty"
+    what = "Monty, a subset of Python"
 
     def __init__(
         self,
@@ -74,6 +79,7 @@ class Sandbox(Closing):
         self.recursion = whole("Sandbox: recursion", recursion, least=1, most=1000)
         self.workers = min(4, os.cpu_count() or 1) if workers is None else whole("Sandbox: workers", workers, least=1)
         self._lock = threading.Lock()
+        self._trials = threading.BoundedSemaphore(self.workers)
         self._pool: Monty | None = None
         self._finalizer: Any = None
 
@@ -95,7 +101,7 @@ class Sandbox(Closing):
             return ToolResult(None, error=f"ValueError: the program is longer than {_SOURCE} characters")
         session = self._open()
         began = time.perf_counter()
-        printed = _Printed(self.output)
+        printed = Printed(self.output)
         try:
             answer, error = _execute(session, code, answer_name, printed, self.output)
         finally:
@@ -106,6 +112,23 @@ class Sandbox(Closing):
         """The same, without blocking the event loop. A run whose task is cancelled ends by its own time limit
         and gives its worker back."""
         return await asyncio.to_thread(self.run, code, answer_name=answer_name)
+
+    def test(self, code: str, trial: Trial) -> TrialResult:
+        """Hold ``code`` against tests, which run in a session of their own and reach it by plain values alone.
+
+        Raises:
+            ToolError: the sandbox itself could not be started.
+        """
+        if len(code) > _SOURCE:
+            why = f"ValueError: the program is longer than {_SOURCE} characters"
+            return TrialResult(0, trial.count, error=why, loaded=False, unreadable=True)
+        with self._trials:
+            opened = partial(self._open, suspensions=100_000)
+            return monty_trial(opened, code, trial, seconds=self.seconds)
+
+    async def atest(self, code: str, trial: Trial) -> TrialResult:
+        """The same, without blocking the event loop; cancelled as ``arun``."""
+        return await asyncio.to_thread(self.test, code, trial)
 
     def close(self) -> None:
         """Stop the workers; a later run starts new ones. Not needed at exit."""
@@ -125,12 +148,12 @@ class Sandbox(Closing):
         names = ("seconds", "memory", "output", "recursion", "workers")
         return partial(Sandbox, **{name: getattr(self, name) for name in names}), ()
 
-    def _open(self) -> MontySession:
+    def _open(self, suspensions: int = _SUSPENSIONS) -> MontySession:
         limits: ResourceLimits = {
             "max_feed_duration_secs": self.seconds,
             "max_memory": self.memory,
             "max_recursion_depth": self.recursion,
-            "max_suspensions": _SUSPENSIONS,
+            "max_suspensions": suspensions,
         }
         policy: OSPolicy = {"sleep": "zero", "random_start": {"seed": 0}}
         try:
@@ -156,7 +179,7 @@ class Sandbox(Closing):
 
                 pool = Monty(
                     min_processes=0,
-                    max_processes=self.workers,
+                    max_processes=2 * self.workers,  # tests and code are a session each
                     request_timeout=self.hard_seconds,
                     max_checkouts_per_worker=1000,
                     feed_duration_limit_grace=_GRACE,
@@ -177,8 +200,8 @@ def _stop(pool: Monty, pid: int) -> None:
 
 
 # One line, which is taken off the line numbers again. Small models forget their imports.
-_MODULES = ("collections", "datetime", "decimal", "functools", "itertools", "json", "math", "random", "re")
-_PROLOGUE = f"import {', '.join(_MODULES)}; __rfx_last = None"
+MODULES = ("collections", "datetime", "decimal", "functools", "itertools", "json", "math", "random", "re")
+_PROLOGUE = f"import {', '.join(MODULES)}; __rfx_last = None"
 
 # The program's value never crosses as an object: a set that holds a tuple of itself twice, forty levels deep, is a
 # few kilobytes there and 2**40 hashes here, with the parent's interpreter locked. An f-string is text whatever the
@@ -199,7 +222,7 @@ _OBJECT = re.compile(r"<.{1,200} object at 0x[0-9a-f]{1,16}>")
 
 
 def _execute(
-    session: MontySession, code: str, name: str, printed: _Printed, limit: int
+    session: MontySession, code: str, name: str, printed: Printed, limit: int
 ) -> tuple[str | None, str | None]:
     """Answer and error of ``code``."""
     from pydantic_monty import MontyError, MontySyntaxError
@@ -216,7 +239,7 @@ def _execute(
         except MontyError as failure:
             return None, _describe(failure, code)
         else:
-            return _choose(str(value), printed, name, limit)
+            return choose(str(value), printed, name, limit)
     return None, None if error is None else _describe(error, code)
 
 
@@ -245,7 +268,8 @@ def _bodies(code: str) -> Iterator[str]:
     yield f"{_PROLOGUE}\n{code}"
 
 
-def _choose(value: str, printed: _Printed, name: str, limit: int) -> tuple[str | None, str | None]:
+def choose(value: str, printed: Printed, name: str, limit: int) -> tuple[str | None, str | None]:
+    """Answer and error: ``value`` is whether it is unset, whether ``name`` is a function, and the value as text."""
     unset, function, text = value[:1] == "1", value[1:2] == "1", value[2:]
     if unset or _FUNCTION.fullmatch(text):
         line = printed.last_line()
@@ -279,11 +303,12 @@ def _describe(error: MontyError, code: str) -> str:
     return f"{text} (line {min(max(frames[-1].line - 1, 1), code.count(chr(10)) + 1)})"
 
 
-class _Printed:
+class Printed:
     """Keeps the beginning of what a program prints, and its end for the last line; drops the middle."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.most = max(16 * limit, 1024 * 1024)
         self.size = 0
         self.head = ""
         self.tail = ""

@@ -8,8 +8,10 @@ from rfx_agent.checks import whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.agreement import agreement
 from rfx_agent.records import Rollout, Step, Verdict
-from rfx_agent.verifiers.answers import canonical, stated_answer
+from rfx_agent.verifiers.answers import stated_answer
 from rfx_agent.verifiers.base import HOW_TO_ANSWER, NONE_FOUND, PureVerifier, clip, shorten
+from rfx_agent.verifiers.forms import canonical
+from rfx_agent.verifiers.rates import RatesLike, loaded_rates
 
 __all__ = ["AgreementVerifier"]
 
@@ -25,8 +27,9 @@ class AgreementVerifier(PureVerifier):
             mode do not pass.
         min_draws: distinct draws below which nothing passes. Copies of one response are one draw, and a draw
             without an answer counts as one that disagrees.
-        extract: finds the answer in a rollout's text, or returns None; by default ``extract_answer``, and a short
-            line alone is an answer too.
+        extract: finds the answer in what a rollout says after its thinking, or returns None; by default
+            ``extract_answer``, and a short line alone is an answer too.
+        rates: the shares of right and of wrong answers that it passes, as measured, or the path of a file of them.
         name: what the verifier is called in records.
 
     Raises:
@@ -47,6 +50,7 @@ class AgreementVerifier(PureVerifier):
         share: float = 0.5,
         min_draws: int = 3,
         extract: Callable[[str], str | None] | None = None,
+        rates: RatesLike | None = None,
         name: str = "agreement",
     ) -> None:
         if not 0 < share <= 1:
@@ -54,6 +58,7 @@ class AgreementVerifier(PureVerifier):
         super().__init__(name)
         self.share = share
         self.min_draws = whole("AgreementVerifier: min_draws", min_draws, least=2)  # one draw agrees with itself
+        self.rates = loaded_rates("AgreementVerifier", rates)
         self._extract = extract or stated_answer
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
@@ -79,5 +84,5 @@ class AgreementVerifier(PureVerifier):
         return Verdict(modal and share >= self.share, answer=mine, score=share, reason=reason, weak=True)
 
     def _answer(self, rollout: Rollout) -> str | None:
-        stated = self._extract(rollout.text)
+        stated = self._extract(rollout.said)
         return None if stated is None else shorten(canonical(stated))

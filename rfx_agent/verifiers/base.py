@@ -10,12 +10,14 @@ from rfx_agent.errors import ConfigError
 from rfx_agent.ports import Verifier
 from rfx_agent.records import Rollout, Step, Verdict
 
-__all__ = ["HOW_TO_ANSWER", "NONE_FOUND", "NamedVerifier", "PureVerifier", "clip", "expected_of", "shorten"]
+__all__ = ["HOW_TO_ANSWER", "NONE_FOUND", "SEVERAL", "NamedVerifier", "PureVerifier", "clip", "expected_of", "shorten"]
 
 
 NONE_FOUND = "no answer was found in the text"
 HOW_TO_ANSWER = "No final answer was found in the text. State it on the last line, as in: Answer: ..."
 """What a model may be told where its text has no answer."""
+SEVERAL = (list, tuple, set, frozenset)
+"""What is taken as several accepted answers."""
 
 
 def clip(text: str, limit: int = 200) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 from rfx_agent.engine.drive import within
 from rfx_agent.errors import ConfigError, VerifierError
 from rfx_agent.records import Rollout, Step, Verdict
-from rfx_agent.verifiers.answers import canonical, extract_answer
+from rfx_agent.verifiers.answers import canonical, stated_answer
 from rfx_agent.verifiers.base import NamedVerifier, shorten
+from rfx_agent.verifiers.rates import RatesLike, loaded_rates
 
 __all__ = ["FunctionVerifier"]
 
@@ -26,9 +27,9 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 class FunctionVerifier(NamedVerifier):
     """Asks ``fn``, a function or coroutine function, whether a rollout passes.
 
-    With one positional parameter ``fn`` receives the rollout's text; with two, the step and the rollout. Parameters
-    with a default do not count unless there are no others. It returns a ``bool``, or a ``Verdict`` for everything
-    else it wants to say. A number is refused: whether 0.7 passes is for ``fn`` to say, in ``Verdict.score``.
+    With one positional parameter ``fn`` receives the text behind any thinking; with two, the step and the rollout.
+    Parameters with a default do not count unless there are no others. It returns a ``bool``, or a ``Verdict`` for
+    everything else it wants to say. A number is refused: whether 0.7 passes is for ``fn`` to say, in ``Verdict.score``.
 
     A plain function runs in a thread under an async driver, and a coroutine function runs to its end under a sync
     one, in a loop of its own. What ``fn`` raises is passed on.
@@ -38,6 +39,9 @@ class FunctionVerifier(NamedVerifier):
         name: what the verifier is called in records; by default the function's name.
         weak: whether a pass is no proof (see ``Verdict.weak``); a ``Verdict`` that ``fn`` returns is left as it is
             unless this is true.
+        rates: of a weak one, the shares of right and of wrong answers that it passes, as measured, or the path of a
+            file of them (``rfx_agent.lab.judge_rates.rates_of`` makes one).
+        partial: whether a pass proves only a part, such as the form of an answer (``Verifier.partial``).
 
     Raises:
         ConfigError: a parameter that cannot work.
@@ -48,12 +52,24 @@ class FunctionVerifier(NamedVerifier):
         True
     """
 
-    def __init__(self, fn: Callable[..., Any], *, name: str | None = None, weak: bool = False) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        name: str | None = None,
+        weak: bool = False,
+        rates: RatesLike | None = None,
+        partial: bool = False,
+    ) -> None:
         if not callable(fn):
             raise ConfigError(f"FunctionVerifier: fn is {fn!r}; give a function of (text) or of (step, rollout)")
         super().__init__(name if name is not None else str(getattr(fn, "__name__", type(fn).__name__)))
         self.fn = fn
         self.weak = weak
+        self.partial = partial
+        self.rates = loaded_rates("FunctionVerifier", rates)
+        if rates is not None and not weak:
+            raise ConfigError("FunctionVerifier: rates is set and weak is False; a proof has none, so give weak=True")
         self._arity = _arity(fn)
         self._async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
@@ -76,14 +92,14 @@ class FunctionVerifier(NamedVerifier):
         return self._verdict(value, rollout)
 
     def _call(self, step: Step, rollout: Rollout) -> Any:
-        return self.fn(rollout.text) if self._arity == 1 else self.fn(step, rollout)
+        return self.fn(rollout.said) if self._arity == 1 else self.fn(step, rollout)
 
     def _verdict(self, value: Any, rollout: Rollout) -> Verdict:
         if isinstance(value, Verdict):
             return value if value.weak or not self.weak else replace(value, weak=True)
         if isinstance(value, bool | np.bool_):
-            stated = extract_answer(rollout.text)
-            answer = None if stated is None else canonical(stated)
+            stated = stated_answer(rollout.said)
+            answer = None if stated is None else canonical(stated, casefold=False)  # fn may care about case
             if value:
                 return Verdict(True, answer=answer, reason=f"accepted by {self.name}", weak=self.weak)
             return Verdict(False, answer=shorten(answer), reason=f"rejected by {self.name}", weak=self.weak)

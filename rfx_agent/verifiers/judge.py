@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
 
 from rfx_agent.checks import number, whole
@@ -13,6 +15,7 @@ from rfx_agent.records import Message, Rollout, SampleRequest, SampleResult, Ste
 from rfx_agent.verifiers.answers import canonical, stated_answer
 from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
 from rfx_agent.verifiers.judge_prompt import Judgement, nonce_of, prompt, read, repair
+from rfx_agent.verifiers.rates import RatesLike, loaded_rates
 
 __all__ = ["NO_VERDICT", "JudgeVerifier"]
 
@@ -49,6 +52,9 @@ class JudgeVerifier(NamedVerifier):
         seed: of the judge's draws and of the nonces, for replay; None draws both fresh.
         show_expected: whether the judge is shown ``step.expected`` as text; otherwise no model sees it. A judge
             that knows it may repeat it, so its reasoning is then left out of the verdict's reason.
+        rates: the shares of right and of wrong answers that it passes, or the path of the file that
+            ``rfx judge-check --rates`` wrote for this model, rubric, threshold, ``draws`` and ``show_expected``; None
+            where nobody measured them. Then what it passes after a failure is ``unconfirmed``.
         name: what the verifier is called in records.
 
     Raises:
@@ -74,6 +80,7 @@ class JudgeVerifier(NamedVerifier):
         max_chars: int = 8_000,
         seed: int | None = None,
         show_expected: bool = False,
+        rates: RatesLike | None = None,
         name: str = "judge",
     ) -> None:
         super().__init__(name)
@@ -99,9 +106,23 @@ class JudgeVerifier(NamedVerifier):
         self.max_chars = whole("JudgeVerifier: max_chars", max_chars, least=100)
         self.seed = seed
         self.show_expected = show_expected
+        model = getattr(self.sampler, "model", None)  # a wrapper has only the name of what it wraps
+        self.model = model if isinstance(model, str) else self.sampler.name.removeprefix("local:")
+        self.rates = loaded_rates("JudgeVerifier", rates, settings=self.settings, model=self.model)
 
     def __repr__(self) -> str:
         return f"JudgeVerifier({self.sampler!r}, rubric={clip(str(self.rubric), 60)!r}, name={self.name!r})"
+
+    @property
+    def settings(self) -> dict[str, str | float | bool]:
+        """What its rates depend on, beside its model: a digest of the rubric, and three parameters."""
+        raw = json.dumps(self.rubric).encode()  # a list of one criterion is judged otherwise than a text
+        return {
+            "rubric": hashlib.sha256(raw).hexdigest()[:16],
+            "threshold": float(self.threshold),
+            "draws": self.draws,
+            "show_expected": self.show_expected,
+        }
 
     def reseeded(self, seed: int | None) -> JudgeVerifier:
         """The same judge with other draws and nonces."""
@@ -151,7 +172,7 @@ class JudgeVerifier(NamedVerifier):
     def _prompt(self, step: Step, rollout: Rollout, nonce: str) -> tuple[Message, ...]:
         shown = self.show_expected and step.expected is not None
         expected = str(step.expected) if shown else None
-        return prompt(step, rollout.text, rubric=self.rubric, expected=expected, nonce=nonce, limit=self.max_chars)
+        return prompt(step, rollout.said, rubric=self.rubric, expected=expected, nonce=nonce, limit=self.max_chars)
 
     def _read(self, result: SampleResult, nonce: str, asked: int) -> tuple[list[Judgement], list[str]]:
         """Judgements, and a problem for each of ``asked`` that gave none; copies of one response are one judging."""
@@ -165,7 +186,9 @@ class JudgeVerifier(NamedVerifier):
                 continue
             if rollout.response_id is not None:
                 seen.add(rollout.response_id)
-            found = read(rollout.text, nonce, criteria)
+            # What begins as a verdict is none that a judge only thought of.
+            text = rollout.text if rollout.text.lstrip().startswith(("{", "`")) else rollout.said
+            found = read(text, nonce, criteria, cut=rollout.finish_reason == "length")
             if isinstance(found, Judgement):
                 given.append(found)
             else:
@@ -174,7 +197,7 @@ class JudgeVerifier(NamedVerifier):
         return given, problems
 
     def _verdict(self, rollout: Rollout, given: list[Judgement], usage: Usage) -> Verdict:
-        stated = stated_answer(rollout.text)
+        stated = stated_answer(rollout.said)
         answer = None if stated is None else canonical(stated)
         kept = shorten(answer)
         if not given:

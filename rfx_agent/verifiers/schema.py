@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,49 +28,62 @@ _SHOWN = 3  # errors named in a reason
 _FED = 8  # errors that a model is told
 _TOLD = 400  # characters of each
 _TRIES = 50  # places in a text where JSON is looked for
+_OPENING = re.compile(r"[\[{]")
+_BEGINS = re.compile(r"\{\s{0,20}\"|\[\s{0,20}[\[{\"]")
+_CITATION = re.compile(r"\[\d{1,3}(?:\s?[,-]\s?\d{1,3})*\]")
 # A string, closed or not, so that each character is looked at once; JSON's strings do not span lines.
 _STRUCTURE = re.compile(r'"(?:[^"\\\n]|\\.)*+"?|[\[\]{}]')
 
 
 class _JsonVerifier(NamedVerifier):
-    """Finds JSON in the text; what is valid is for the subclasses to say.
+    """Finds JSON in what the text says after its thinking; what is valid is for the subclasses to say.
 
-    The text is JSON as a whole, or its last code fence is, or else the last ``{...}`` or ``[...]`` counts, one that
-    begins a line before one within a line. Duplicate keys, ``NaN`` and ``Infinity`` are errors, because readers
-    disagree on what they mean.
+    The JSON is the whole text, or a code fence, or a ``{...}`` or ``[...]`` within it. Where there are several, one
+    that is valid counts before one that is not, then the likeliest: the whole, the last fence, the last that begins a
+    line, the last within a line; a citation mark such as ``[1]`` comes last. Duplicate keys, ``NaN`` and ``Infinity``
+    are errors, because readers disagree on what they mean.
     """
 
-    blind = True
+    blind = partial = True
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
         problem, tried = "the text is empty", False
-        for candidate in _candidates(rollout.text):
+        best: tuple[list[str], str] | None = None
+        ends = time.monotonic() + self._patience()
+        for candidate in _candidates(rollout.said):
             try:
                 value = _load(candidate)
-            except ValueError as error:
-                problem, tried = f"not JSON: {clip(str(error))}", True
+            except (ValueError, RecursionError) as error:
+                if not tried or problem.startswith(
+                    ("not JSON: Expecting value: line 1 column 1", "not JSON: Extra data")
+                ):
+                    problem, tried = f"not JSON: {clip(str(error))}", True
                 continue
             errors, answer = self._judge(value, candidate)
-            if errors:
-                reason = "; ".join(clip(error) for error in errors[:_SHOWN])
-                more = "; and more" if len(errors) > _SHOWN else ""
-                feedback = "\n".join(clip(error, _TOLD) for error in errors[:_FED])
-                return Verdict(
-                    False,
-                    shorten(answer),
-                    0.0,
-                    reason + more,
-                    feedback=f"The JSON is not valid.\n{feedback}",
-                    kind="malformed",
-                )
-            return Verdict(True, answer=answer, score=1.0, reason="the JSON is valid")
-        looks = tried and any(c in rollout.text for c in "[{")
+            if not errors:
+                return Verdict(True, answer=answer, score=1.0, reason="the JSON is valid")
+            if best is None and not (tried and _CITATION.fullmatch(candidate)):
+                best = errors, answer
+            if time.monotonic() > ends:
+                break
+        if best is not None:
+            errors, answer = best
+            reason = "; ".join(clip(error) for error in errors[:_SHOWN])
+            more = "; and more" if len(errors) > _SHOWN else ""
+            told = "\n".join(f"- {clip(error, _TOLD)}" for error in errors[:_FED])
+            feedback = f"The JSON is not valid.\n{told}"
+            return Verdict(False, shorten(answer), 0.0, reason + more, feedback=feedback, kind="malformed")
+        looks = tried and any(c in rollout.said for c in "[{")
         kind: Kind = "malformed" if looks else "no_answer"
         return Verdict(False, reason=problem, feedback=f"No valid JSON was found in the text: {problem}.", kind=kind)
 
+    def _patience(self) -> float:
+        """Seconds after which no further piece of the text is looked at."""
+        return 5.0
+
     def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
-        """Errors with their place, and the canonical JSON."""
+        """Errors, each with its place, what was expected and what stood there; and the canonical JSON."""
         raise NotImplementedError
 
 
@@ -111,6 +126,9 @@ class JsonSchemaVerifier(_JsonVerifier):
 
     def __repr__(self) -> str:
         return f"JsonSchemaVerifier({clip(str(self.schema), 60)}, name={self.name!r})"
+
+    def _patience(self) -> float:
+        return self._seconds
 
     def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
         job = {"op": "schema", "schema": self._schema, "value": value, "most": _FED}
@@ -158,38 +176,86 @@ class PydanticVerifier(_JsonVerifier):
             valid = self._adapter.validate_json(source, strict=self._strict)
         except ValidationError as error:
             return [
-                f"at {'.'.join(str(part) for part in one['loc']) or 'the top'}: {one['msg']}{_got(one['input'])}"
+                f"at {_place(one['loc'])}: {one['msg']} (got {_got(one['input'], missing=one['type'] == 'missing')})"
                 for one in error.errors(include_url=False, include_context=False)
             ], _dump(value)
+        made = self._adapter.dump_python(valid, mode="json")
+        if odd := next(_not_finite(made, ()), None):
+            return [f"at {_place(odd[0])}: Input should be a finite number (got {odd[1]})"], _dump(value)
         return [], _dump(json.loads(self._adapter.dump_json(valid)))
 
 
-def _got(value: Any) -> str:
-    """What stood there, where it is short: a whole object would say nothing."""
-    return "" if isinstance(value, (dict, list)) else f" (got {clip(json.dumps(value, default=str), 60)})"
+def _place(path: Sequence[int | str]) -> str:
+    return ".".join(str(part) for part in path) or "the top"
+
+
+def _got(value: Any, *, missing: bool = False) -> str:
+    """What stood there: a plain value, or of which keys or how many items an object or an array is."""
+    if isinstance(value, dict):
+        keys = ", ".join(clip(str(x), 30) for x in list(value)[:10]) or "none"
+        return f"an object with the keys {keys}" if missing else f"an object with {len(value)} keys"
+    if isinstance(value, list):
+        return f"an array of {len(value)}"
+    return clip(json.dumps(value, default=str, ensure_ascii=False), 60)
+
+
+def _not_finite(value: Any, path: tuple[int | str, ...]) -> Iterator[tuple[tuple[int | str, ...], float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _not_finite(inner, (*path, key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _not_finite(inner, (*path, i))
 
 
 def _candidates(text: str) -> Iterator[str]:
-    """Where the JSON may be, likeliest first."""
+    """Where the JSON may be, likeliest first, each piece once."""
     whole = text.strip()
     if not whole:
         return
-    yield whole
-    fences = re.split(r"^[ \t]*```[^\n]*$", whole, flags=re.MULTILINE)
+    seen: set[str] = set()
+    marks: list[str] = []
+    for piece in itertools.chain((whole,), _fenced(whole), _pieces(whole), _decoded(whole)):
+        if piece in seen:
+            continue
+        seen.add(piece)
+        if _CITATION.fullmatch(piece) and piece != whole:
+            marks.append(piece)
+        else:
+            yield piece
+        if len(seen) >= 2 * _TRIES:
+            break
+    yield from sorted(marks, key=lambda x: x[1:-1].isdigit())  # [4] is likelier a mark than [1, 2]
+
+
+def _fenced(text: str) -> Iterator[str]:
+    fences = re.split(r"^[ \t]*```[^\n]*$", text, flags=re.MULTILINE)
     # Odd pieces are inside fences; the last may have been cut off before its closing one.
     for piece in fences[1::2][: -_TRIES - 1 : -1]:
         if piece.strip():
             yield piece.strip()
-    starts = [m.start(1) for m in re.finditer(r"^[ \t]*([\[{])", whole, flags=re.MULTILINE)]
-    yield from _balanced(whole, set(starts))
-    yield from _balanced(whole, None)
 
 
-def _balanced(text: str, starts: set[int] | None) -> Iterator[str]:
-    """The outermost bracketed pieces of ``text``, last first; only those that begin at ``starts``, if given."""
+def _pieces(text: str) -> Iterator[str]:
+    starts = {m.start(1) for m in re.finditer(r"^[ \t]*([\[{])", text, flags=re.MULTILINE)}
+    outer = _balanced(text, None)
+    held = [(begin, end) for begin, end in outer if _BEGINS.match(text, begin)]
+    for begin, end in _balanced(text, starts):
+        if not any(one < begin and end < other for one, other in held):  # a part of an answer is none
+            yield text[begin:end]
+    for begin, end in outer:
+        yield text[begin:end]
+
+
+def _balanced(text: str, starts: set[int] | None) -> list[tuple[int, int]]:
+    """The outermost bracketed pieces of ``text``, last first; only those that begin at ``starts``, if given. Quotes
+    count within brackets only: outside they are inches, or somebody's speech."""
     pieces: list[tuple[int, int]] = []
-    depth, begin = 0, -1
-    for token in _STRUCTURE.finditer(text):
+    depth, begin, at = 0, -1, 0
+    while (token := (_STRUCTURE if depth else _OPENING).search(text, at)) is not None:
+        at = token.end()
         if token[0] in ("[", "{"):
             if depth == 0:
                 if starts is not None and token.start() not in starts:
@@ -200,7 +266,27 @@ def _balanced(text: str, starts: set[int] | None) -> Iterator[str]:
             depth -= 1
             if depth == 0:
                 pieces.append((begin, token.end()))
-    for begin, end in pieces[: -_TRIES - 1 : -1]:
+    return pieces[: -_TRIES - 1 : -1]
+
+
+def _decoded(text: str) -> Iterator[str]:
+    """What a decoder reads from an opening bracket on, last first: for texts with brackets that are no JSON. What
+    begins like JSON and breaks off hides what stands within it: a part of an answer is none."""
+    decoder = json.JSONDecoder()
+    found: list[tuple[int, int]] = []
+    ends = dict(_balanced(text, None))
+    at = failed = 0
+    while failed < _TRIES and (start := _OPENING.search(text, at)) is not None:
+        at = start.end()
+        try:
+            _, at = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            failed += 1
+            if _BEGINS.match(text, start.start()):
+                at = ends.get(start.start(), len(text))
+        else:
+            found.append((start.start(), at))
+    for begin, end in found[: -_TRIES - 1 : -1]:
         yield text[begin:end]
 
 
@@ -213,7 +299,10 @@ def _load(source: str) -> Any:
                 raise ValueError(f"nested more than {_DEPTH} levels deep")
         elif token[0] in ("]", "}"):
             depth -= 1
-    return json.loads(source, object_pairs_hook=_pairs, parse_constant=_constant, parse_float=_float)
+    value = json.loads(source, object_pairs_hook=_pairs, parse_float=_float)
+    if odd := next(_not_finite(value, ()), None):
+        raise ValueError(f"at {_place(odd[0])}: {json.dumps(odd[1])} is no JSON number (expected a finite one)")
+    return value
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -223,10 +312,6 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {clip(twice, 50)!r} stands twice in one object")
     return made
-
-
-def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _float(digits: str) -> float:

@@ -100,7 +100,7 @@ def test_another_variable_name(box):
         box.run("1", answer_name="a; import os")
 
 
-_CONTAINED = {
+ATTACKS = {
     "read a file": "answer = open('/etc/passwd').read()",
     "pathlib": "from pathlib import Path\nanswer = Path('/etc/passwd').read_text()",
     "write a file": "open('/tmp/rfx_escape', 'w').write('x')\nanswer = 1",
@@ -167,9 +167,9 @@ _CONTAINED = {
 }
 
 
-@pytest.mark.parametrize("attack", _CONTAINED)
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_attack_is_contained_and_reported(box, attack):
-    result = box.run(_CONTAINED[attack])
+    result = box.run(ATTACKS[attack])
     assert result.answer is None, result.answer[:100]
     assert result.error is not None
     assert len(result.error) < 700

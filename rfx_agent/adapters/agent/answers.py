@@ -14,7 +14,7 @@ from langgraph.types import Command
 from rfx_agent.adapters.agent.person import marked
 from rfx_agent.adapters.agent.thing import Response, answer_of
 from rfx_agent.adapters.attempts import RETRACT, Attempts
-from rfx_agent.adapters.texts import restored
+from rfx_agent.adapters.texts import restored, spoken
 from rfx_agent.case import Case, Outcome
 from rfx_agent.codec import dump
 from rfx_agent.errors import EscalationError
@@ -38,6 +38,7 @@ def marks_of(case: Case, spent: Spend) -> dict[str, Any]:
         "outcome": "asked" if outcome is None else outcome.status,
         "by": None if outcome is None else outcome.by,
         "weak": outcome is not None and outcome.weak,
+        "confidence": None if outcome is None else outcome.confidence,
         "failed": sum(not x.passed for x in case.rollouts),
         "attempts": spent.attempts,
         "samples": spent.samples,
@@ -59,9 +60,11 @@ def response_of(
 ) -> ModelResponse[Any]:
     """The response that ``outcome`` stands for: a draw's whole, or one made of a tool's or a person's text."""
     text = outcome.text or ""
-    winner = next((x for x in case.rollouts if x.passed or (outcome.by == "human" and x.text == text)), None)
+    same = [x for x in case.rollouts if x.text == text]
+    winner = max(same, key=lambda x: x.passed, default=None)
     if winner is not None and (made := attempts.outputs.get(winner.response_id or "")) is not None:
         return made  # type: ignore[no-any-return]  # a run's response
+    text = spoken(text)
     said = None if first is None else answer_of(first)
     like = None if first is None else first.structured_response
     schema = schema_of(request) if like is not None or first is None else None

@@ -226,7 +226,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         candidate = rollout_of_response(response, number=1)
         verdict = None if first is None else (yield from judged(run, step, candidate, ledger))
         if first is not None and verdict is not None and verdict.passed:
-            if run.unseen:
+            if verdict.let_through(run):
                 agent.purse.charge(verdict.spent(run))
             else:  # hooks are told what the engine decides
                 case = yield from diagnose(run, (yield from verdict.opened(run)), human=False)

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
 from rfx_agent.adapters.agent.state import counted
 from rfx_agent.adapters.graph.ask import ask_person
 from rfx_agent.adapters.graph.source import streaming
-from rfx_agent.adapters.texts import restored
+from rfx_agent.adapters.texts import restored, spoken
 from rfx_agent.case import Case, Outcome
 from rfx_agent.codec import load_case, unreadable
 from rfx_agent.engine.drive import Flow, drive, drive_async
@@ -55,7 +55,7 @@ class PersonHooks:
         def fits(outcome: Outcome) -> None:
             if like is not None and outcome.ok and outcome.text != first:
                 try:
-                    restored(outcome.text or "", like=like)
+                    restored(spoken(outcome.text or ""), like=like)
                 except ValueError as error:
                     raise EscalationError(
                         f"escalation: the agent answers with a {type(like).__name__}, and this is none: {error}; "
@@ -79,9 +79,10 @@ class PersonHooks:
         }
         if not outcome.ok or outcome.text == case.rollouts[0].text:
             return update | {"messages": [marked(messages[at], marks)]}
-        said = AIMessage(outcome.text or "", id=messages[at].id, name=messages[at].name)
+        text = spoken(outcome.text or "")
+        said = AIMessage(text, id=messages[at].id, name=messages[at].name)
         if like is not None:
-            update["structured_response"] = restored(outcome.text or "", like=like)
+            update["structured_response"] = restored(text, like=like)
         # The tool message of a structured response answers a call that the new message does not make.
         gone = [RemoveMessage(id=m.id) for m in messages[at + 1 :] if isinstance(m, ToolMessage) and m.id]
         return update | {"messages": [marked(said, marks), *gone]}

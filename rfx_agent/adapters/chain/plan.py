@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from rfx_agent.adapters.attempts import Attempts, Made
 from rfx_agent.adapters.chain.thing import Chain, Draw
 from rfx_agent.adapters.shield import Shield
-from rfx_agent.adapters.texts import step_of
+from rfx_agent.adapters.texts import spoken, step_of
 from rfx_agent.case import Attempt, Case
 from rfx_agent.engine.drive import Flow
 from rfx_agent.engine.nodes import First, judged, recover, start
@@ -86,7 +86,7 @@ class Plan:
 
     def finished(self, thing: Chain[Any, Any], made: Made, seen: First | None) -> Flow[Draw[Any]]:
         """The draw to return: the first as it was, or what recovery came to."""
-        if seen is not None and seen.passed and self.run.unseen:
+        if seen is not None and seen.let_through(self.run):
             return made.output  # type: ignore[no-any-return]  # a Draw
         if self.prompt is None and not (seen is not None and seen.passed):
             thing.step = thing.prompted()
@@ -123,6 +123,7 @@ class Plan:
 
     def _restored(self, case: Case, text: str, attempts: Attempts, *, streaming: bool) -> Any:
         """An output made of a text that no run of the chain gave."""
+        text = spoken(text)
         if self.restore is not None:
             return self.restore(text)
         kind = next((type(draw.output) for draw in attempts.outputs.values()), self.chain.OutputType)

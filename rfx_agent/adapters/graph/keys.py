@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage, convert_to_messages
 from langgraph.types import Command
 from pydantic import BaseModel
 
-from rfx_agent.adapters.texts import step_of, told
+from rfx_agent.adapters.texts import spoken, step_of, told
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Step
 
@@ -131,7 +131,8 @@ def answer_in(value: Any) -> Answer | None:
 
 
 def replaced(value: Any, answer: Answer, text: str) -> Any:
-    """``value`` with ``text`` in the place of ``answer``, in the same form. A message keeps its id."""
+    """``value`` with what ``text`` says in the place of ``answer``, in the same form. A message keeps its id."""
+    text = spoken(text)
     if answer.message is None:
         return text
     message = AIMessage(text, id=answer.message.id, name=answer.message.name)

@@ -18,6 +18,7 @@ from rfx_agent.lab.collect.measure import proxies
 from rfx_agent.lab.collect.tables import pack
 from rfx_agent.lab.collect.work import Done, Failed, as_text, asked, seed_of
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, ToolResult, Usage, Verdict
+from rfx_agent.thinking import after_thinking
 
 if TYPE_CHECKING:
     from rfx_agent.lab.collect.plan import Plan
@@ -63,14 +64,14 @@ async def tool(plan: Plan, problem: Problem, attempt: int) -> Done:
         spent += reply.usage
         text, finish = reply.rollouts[0].text, reply.rollouts[0].finish_reason
         try:
-            source = text  # where there is no program, what was written instead
-            source = using.parse(text)
+            source = told = text  # where there is no program, what was written instead
+            source = told = using.parse(text)
             result = await asked(problem, using.name, partial(using.arun, source))
         except ToolInputError as error:
-            result = ToolResult(None, error=str(error))
+            told, result = after_thinking(text).text, ToolResult(None, error=str(error))
         if result.answer is not None:
             break
-        messages = using.repair(problem.step, source, result)
+        messages = using.repair(problem.step, told, result)
     verdict = None
     if result.answer is not None:
         verdict = await _judged(plan, problem, Rollout(text=result.answer, remedy="tool"))

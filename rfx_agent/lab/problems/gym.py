@@ -64,7 +64,7 @@ class GymVerifier(Verifier):
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
-        found = extract_answer(rollout.text) or _last_line(rollout.text)
+        found = extract_answer(rollout.said) or _last_line(rollout.said)
         if not found:
             return Verdict(False, reason="no answer was found in the text")
         if len(found) > _LONGEST:

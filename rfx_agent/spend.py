@@ -1,0 +1,101 @@
+"""What model calls used, and what actions cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Spend", "Usage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a model call really cost, as counted from what came back.
+
+    Attributes:
+        prompt_tokens: tokens read.
+        completion_tokens: tokens written, over all choices.
+        calls: requests that reached the server, transport retries included.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    calls: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read and written."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.calls + other.calls,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """An amount of everything that a budget caps; also the price of one action.
+
+    Attributes:
+        attempts: candidate answers produced to be judged (rollouts, tool results, steered decodes).
+        samples: completions asked of a model, programs for the tool included.
+        tokens: tokens read and written.
+        usd: money, in US dollars.
+        seconds: wall-clock seconds of work; a human's waiting time is not work.
+        tool_seconds: seconds inside tools.
+        escalations: cases put before a person.
+        calls: requests that reached a server, transport retries included.
+        asked: requests that the engine asked for; with ``calls`` the amplification. Reported, never capped.
+    """
+
+    attempts: int = 0
+    samples: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+    seconds: float = 0.0
+    tool_seconds: float = 0.0
+    escalations: int = 0
+    calls: int = 0
+    asked: int = 0
+
+    def __add__(self, other: Spend) -> Spend:
+        return Spend(
+            self.attempts + other.attempts,
+            self.samples + other.samples,
+            self.tokens + other.tokens,
+            self.usd + other.usd,
+            self.seconds + other.seconds,
+            self.tool_seconds + other.tool_seconds,
+            self.escalations + other.escalations,
+            self.calls + other.calls,
+            self.asked + other.asked,
+        )
+
+    def __sub__(self, other: Spend) -> Spend:
+        return Spend(
+            self.attempts - other.attempts,
+            self.samples - other.samples,
+            self.tokens - other.tokens,
+            self.usd - other.usd,
+            self.seconds - other.seconds,
+            self.tool_seconds - other.tool_seconds,
+            self.escalations - other.escalations,
+            self.calls - other.calls,
+            self.asked - other.asked,
+        )
+
+    def times(self, n: int) -> Spend:
+        """This amount ``n`` times over."""
+        return Spend(
+            self.attempts * n,
+            self.samples * n,
+            self.tokens * n,
+            self.usd * n,
+            self.seconds * n,
+            self.tool_seconds * n,
+            self.escalations * n,
+            self.calls * n,
+            self.asked * n,
+        )
