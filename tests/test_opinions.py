@@ -402,15 +402,15 @@ def test_a_check_of_the_form_is_no_proof_beside_a_judge() -> None:
     prior=share,
     seed=st.integers(0, 99),
 )
-def test_the_order_of_opinions_does_not_matter_and_one_that_agrees_never_lowers(
+def test_the_order_of_opinions_does_not_matter_and_a_second_that_agrees_never_lowers(
     given: Any, more: Any, correlation: float, prior: float, seed: int
 ) -> None:
     some = [Opinion(str(i), passed, rates, correlation) for i, (passed, rates) in enumerate(given)]
     shuffled = random.Random(seed).sample(some, len(some))  # noqa: S311  # an order
     assert probability_right(prior, some) == pytest.approx(probability_right(prior, shuffled))
-    if some and all(x.passed for x in some):
-        both = probability_right(prior, [*some, Opinion("more", True, more, correlation)]) or 0.0
-        assert both >= (probability_right(prior, some) or 0.0) - 1e-9
+    first = Opinion("first", True, given[0][1] if given else (0.9, 0.1), correlation)
+    both = probability_right(prior, [first, Opinion("more", True, more, correlation)]) or 0.0
+    assert both >= (probability_right(prior, [first]) or 0.0) - 1e-9
 
 
 def test_what_was_learned_of_one_task_says_nothing_of_another() -> None:

@@ -102,7 +102,7 @@ def checked_rates(where: str, rates: object) -> Rates | None:
 def likelihoods(opinions: Iterable[Opinion]) -> Likelihoods | None:
     """P(opinions | right) and P(opinions | wrong); None where no rate of them was measured.
 
-    The order of opinions does not matter, and an opinion that agrees never lowers what the others are worth. An
+    The order of opinions does not matter, and a second opinion that agrees never lowers what the first is worth. An
     unmeasured pass beside a measured opinion adds nothing. An unmeasured "no" leaves nothing known.
 
     Args:
