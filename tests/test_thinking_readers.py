@@ -157,3 +157,18 @@ def test_a_generators_scorer_is_given_what_follows() -> None:
     assert verifier.verify(STEP, Rollout("<think>Answer: 7</think>Answer: 8")).passed
     assert not verifier.verify(STEP, Rollout("<think>Answer: 8</think>Answer: 7")).passed
     assert not verifier.verify(STEP, Rollout("<think>Answer: 8")).passed
+
+
+def test_a_generators_verifier_says_where_no_answer_was_marked() -> None:
+    class Dataset:
+        def score_answer(self, answer: str, entry: Any) -> float:
+            return float(answer == "8")
+
+    verifier = GymVerifier(Dataset(), {"answer": "8"})
+    given = [verifier.verify(STEP, Rollout(x)) for x in ("8", "I worked it out.", "\\boxed{7}", "")]
+    assert [(x.passed, x.kind, "boxed" in (x.feedback or "")) for x in given] == [
+        (True, None, False),
+        (False, "no_answer", True),
+        (False, None, False),
+        (False, "no_answer", True),
+    ]

@@ -13,6 +13,7 @@ from rfx_agent.lab.problems.problem import NUMBER, Problem, is_number
 from rfx_agent.ports import Verifier
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers.answers import canonical, extract_answer
+from rfx_agent.verifiers.base import NONE_FOUND
 
 __all__ = ["ASK", "DEFAULT", "EVALUATES", "GymVerifier", "from_gym"]
 
@@ -40,6 +41,7 @@ DEFAULT: Mapping[str, Mapping[str, Any]] = {
 """Generators with short prompts and answers that a small model gets wrong often, and their settings."""
 
 _LONGEST = 300  # characters of an answer that a generator's scorer is asked about; none of theirs comes near
+_HOW = "No final answer was found in the text. Put it within \\boxed{}."
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\{([^{}]*)\}")
 
 
@@ -48,7 +50,8 @@ class GymVerifier(Verifier):
 
     The answer is what the text marks as its final answer, else its last line. It is tried as it stands and in plainer
     spellings (``1,234`` as 1234, ``x = 5`` as 5, ``\\text{Friday}`` as Friday), and the best score counts: the spelling
-    of a right answer is no failure. What the scorer cannot read does not pass.
+    of a right answer is no failure. What the scorer cannot read does not pass. A text that fails and marks no answer
+    has given none: its kind is ``no_answer``, and the feedback says how to mark one.
 
     Args:
         dataset: has ``score_answer(answer, entry)``.
@@ -57,6 +60,7 @@ class GymVerifier(Verifier):
     """
 
     needs_peers = False
+    blind = True
 
     def __init__(self, dataset: Any, entry: Mapping[str, Any], *, name: str = "reasoning_gym") -> None:
         self.name = name
@@ -64,9 +68,10 @@ class GymVerifier(Verifier):
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
-        found = extract_answer(rollout.said) or _last_line(rollout.said)
+        marked = extract_answer(rollout.said)
+        found = marked or _last_line(rollout.said)
         if not found:
-            return Verdict(False, reason="no answer was found in the text")
+            return Verdict(False, reason=NONE_FOUND, feedback=_HOW, kind="no_answer")
         if len(found) > _LONGEST:
             return Verdict(False, answer=found[:_LONGEST], score=0.0, reason="what is given for an answer is too long")
         best, shown = 0.0, found
@@ -78,6 +83,10 @@ class GymVerifier(Verifier):
             if value > best:
                 best, shown = value, spelling
         passed = best >= 1.0
+        if not passed and not marked:
+            return Verdict(
+                False, answer=canonical(found), score=best, reason=NONE_FOUND, feedback=_HOW, kind="no_answer"
+            )
         said = "the generator's scorer accepts it" if passed else "the generator's scorer does not accept it"
         return Verdict(passed, answer=shown if passed else canonical(found), score=best, reason=said)
 
