@@ -166,7 +166,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         for name, value in (("expected", expected), ("step_id", step_id)):
             if value is not None and not callable(value):
                 raise ConfigError(f"{_ME}: {name} is {value!r}; give a function of the model request")
-        known = {f.name for f in fields(Settings)} - {"sampler"}
+        known = {f.name for f in fields(Settings) if f.init} - {"sampler"}
         if unknown := sorted(set(options) - known):
             raise ConfigError(f"{_ME}: unknown parameter {unknown[0]!r}; Recovery's are {', '.join(sorted(known))}")
         if interrupts and options.get("escalator") is not None:
