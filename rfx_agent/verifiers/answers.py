@@ -110,7 +110,7 @@ def find_answer(text: str) -> Found | None:
 
     Example:
         >>> find_answer("Let us see. The answer is **18**.")
-        Found(text='18', place='line', start=16, others=())
+        Found(text='18.', place='line', start=16, others=())
     """
     hit, _ = _marked(text)
     if hit is None:

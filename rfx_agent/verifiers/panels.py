@@ -111,7 +111,7 @@ class AllOf(_Panel):
     Example:
         >>> from rfx_agent.testing import ScriptedVerifier
         >>> from rfx_agent.verifiers import RegexVerifier
-        >>> AllOf(ScriptedVerifier(["7"]), RegexVerifier(r"\\\\d")).verify(Step.of("3 + 4?"), Rollout("7")).passed
+        >>> AllOf(ScriptedVerifier(["7"]), RegexVerifier(r"\\d")).verify(Step.of("3 + 4?"), Rollout("7")).passed
         True
     """
 
