@@ -12,7 +12,6 @@ from typing import Literal, TypeAlias
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.kinds import kind_of
-from rfx_agent.evidence.opinions import probability_right
 from rfx_agent.records import Agreement, Evidence, Kind, Rollout, Spend, Step
 
 __all__ = ["Ask", "Attempt", "Case", "Decision", "Diagnosis", "Outcome", "Regime", "Status"]
@@ -264,17 +263,6 @@ class Case:
         """
         spent = self.ledger.spent
         return spent.calls / spent.asked if spent.asked else None
-
-    def confidence(self, rollout: Rollout, prior: float | None) -> float | None:
-        """Probability that ``rollout``, which passed, is right; None where that was not measured.
-
-        Args:
-            rollout: of this case.
-            prior: that its remedy gives a right answer to such a failure, before anybody looked.
-        """
-        if rollout.verdict is None or not rollout.verdict.weak:
-            return None if rollout.verdict is None else 1.0
-        return probability_right(prior, rollout.verdict.opinions)
 
     @property
     def revisable(self) -> Rollout | None:

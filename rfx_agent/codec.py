@@ -48,7 +48,7 @@ def plain(record: Any, *, mode: Literal["python", "json"] = "python") -> dict[st
 
 
 def dump(record: Any) -> dict[str, Any]:
-    """``record`` as plain values with the number of their schema, for ``load``."""
+    """``record`` as a mapping of plain values that JSON can hold, with a schema number; ``load`` reads it back."""
     return {"schema": SCHEMA, **plain(record)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["clean", "fence"]
+__all__ = ["clean", "fence", "visible"]
 
 # Where a chat token begins, by the shapes that model families give theirs. Each is matched at its first character,
 # which a space is put behind. ``<`` and ``[`` in full width count too: some tokenizers make plain ones of them.
@@ -61,10 +61,20 @@ def clean(text: str, nonce: str, limit: int, *, mark: str = "| ") -> str:
         head, left = limit // 2, len(text) - limit
         text = f"{text[:head]}\n[{left} characters cut]\n{text[left + head :]}"
     lines = re.sub(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]", "\n", text)
-    kept = "".join(c for c in lines if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+    kept = visible(lines)
     kept = _CHAT.sub(lambda m: f"{m[0]} ", kept)
     kept = re.sub(re.escape(nonce), "[removed]", kept, flags=re.IGNORECASE)
     return "\n".join(f"{mark}{line}" for line in kept.split("\n"))
+
+
+def visible(text: str, *, keep: str = "\n\t") -> str:
+    """``text`` without control, format, private and unassigned characters, except those in ``keep``.
+
+    Example:
+        >>> visible("a\\u200bb\\x1bc")
+        'abc'
+    """
+    return "".join(c for c in text if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
 
 
 def fence(label: str, text: str, nonce: str, limit: int, *, mark: str = "| ") -> str:

@@ -22,7 +22,7 @@ from rfx_agent.events import Decided
 from rfx_agent.evidence.diagnosis import Option, diagnose_case
 from rfx_agent.evidence.opinions import probability_right
 from rfx_agent.evidence.rescue import PSEUDO_FAILURES, belief_in
-from rfx_agent.evidence.verdicts import likelihoods_of, owned, source_of
+from rfx_agent.evidence.verdicts import confidence, likelihoods_of, owned, source_of
 from rfx_agent.ports import Remedy
 from rfx_agent.records import Kind, Rollout, Spend, Step, Verdict
 from rfx_agent.remedies.chosen import chosen
@@ -178,12 +178,10 @@ def diagnose(run: Run, case: Case, *, human: bool) -> Flow[Case]:
     if first and failed and settings.extra_samples and run.sampler is not None:
         case = yield from draw(run, case, "retry", settings.extra_samples)
         case = yield from examine(run, case)
-    passed = _standing(run, case)
-    unconfirmed = None if passed is not None else _unconfirmed(run, case)
+    passed, unconfirmed = _passed(run, case)
     while unconfirmed is not None and unasked(run, case, unconfirmed):
         case = yield from second(run, case, unconfirmed)
-        passed = _standing(run, case)
-        unconfirmed = None if passed is not None else _unconfirmed(run, case)
+        passed, unconfirmed = _passed(run, case)
     options = {} if passed is not None else _options(run, case, unconfirmed)
     scored, priced = settings.scorer is not None and run.sampler is not None, settings.price is not None
     standing = None if passed is None else passed.id
@@ -223,7 +221,7 @@ def carry_out(run: Run, case: Case) -> Flow[Case]:
 
 
 def _prior(run: Run, case: Case, rollout: Rollout) -> float | None:
-    """Probability that such an answer as ``rollout`` is right, before anybody looked; None where nobody knows."""
+    """Probability that an answer from this source is right, without a verdict on it; None where it is not known."""
     remedy, before = source_of(case, rollout)
     if not remedy:
         return run.settings.right_rates.of_first(case.step.task)
@@ -241,25 +239,25 @@ def _expected(run: Run, case: Case, remedy: str, before: int, kind: Kind | None,
     return run.settings.right_rates.of(case.step.task, remedy, before, belief, weight=weight)
 
 
-def _standing(run: Run, case: Case) -> Rollout | None:
-    """The first rollout that stands: proved, or passed by opinions that are worth enough. A first answer that an
-    opinion passes stands too, unless the deployment holds it to more."""
+def _passed(run: Run, case: Case) -> tuple[Rollout | None, Rollout | None]:
+    """The first rollout that stands, and where none does, the surest of those that only opinions passed.
+
+    One stands that was proved, or that opinions passed which are worth enough; so does a first answer that an opinion
+    passed, unless the deployment holds it to more.
+    """
+    unconfirmed, most = None, -1.0
     for rollout in case.rollouts:
         if not rollout.passed or rollout.verdict is None:
             continue
         first = rollout is case.rollouts[0] and not case.decisions
         if not rollout.verdict.weak or run.settings.accept == 0 or (first and not run.settings.hold_first):
-            return rollout
-        sure = case.confidence(rollout, _prior(run, case, rollout))
+            return rollout, None
+        sure = confidence(rollout.verdict, _prior(run, case, rollout))
         if sure is not None and sure >= run.settings.accept:
-            return rollout
-    return None
-
-
-def _unconfirmed(run: Run, case: Case) -> Rollout | None:
-    """The best of those that only opinions passed, and with too little confidence."""
-    passed = [x for x in case.rollouts if x.passed]
-    return max(passed, key=lambda x: case.confidence(x, _prior(run, case, x)) or 0.0, default=None)
+            return rollout, None
+        if (sure or 0.0) > most:
+            unconfirmed, most = rollout, sure or 0.0
+    return None, unconfirmed
 
 
 def _options(run: Run, case: Case, unconfirmed: Rollout | None) -> dict[str, Option]:
@@ -320,7 +318,7 @@ def _accepted(run: Run, case: Case, rollout: Rollout) -> Outcome:
         for x in case.rollouts
         if x.remedy != rollout.remedy and x.answer is not None and x.answer == rollout.answer
     )
-    sure = case.confidence(rollout, _prior(run, case, rollout))
+    sure = confidence(rollout.verdict, _prior(run, case, rollout))
     stands = case.decision.route == "accept"
     said = case.decision.sentence
     if not stands:

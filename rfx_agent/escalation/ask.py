@@ -22,7 +22,7 @@ _NOTICE = 30.0  # seconds that a notification may take
 
 
 def open_case(run: Run, case: Case, *, human: bool, otherwise: Outcome | None = None) -> Flow[Case]:
-    """Put the case before a person, or end it where nobody can be asked. Paid for here, before the interrupt.
+    """Put the case before a person, or end it where no person can be asked. Paid for here, before the interrupt.
 
     The notification goes out before the opening is recorded: a process that dies between the two sends it again, under
     the same key, instead of never.
@@ -31,7 +31,7 @@ def open_case(run: Run, case: Case, *, human: bool, otherwise: Outcome | None = 
         run: the deployment.
         case: with a decision to escalate.
         human: whether a person can be asked.
-        otherwise: the outcome where nobody can be; by default there is no answer.
+        otherwise: the outcome if no person can be asked; by default the case ends without an answer.
     """
 
     def unresolved(status: Status, reason: str, why: str) -> Case:

@@ -7,7 +7,8 @@ safe from all of these, so text that is not ours stands in code.
 from __future__ import annotations
 
 import re
-import unicodedata
+
+from rfx_agent.fence import visible
 
 __all__ = ["block", "cut", "middle", "seen", "span", "words"]
 
@@ -35,12 +36,7 @@ def middle(text: str, limit: int) -> str:
 
 def seen(text: str) -> str:
     """``text`` as a person sees it: without controls, which a terminal obeys, and marks that turn or hide a part."""
-    joined = "\u200c\u200d"  # part of words and emoji
-    return "".join(
-        c
-        for c in _SEQUENCE.sub("", text)
-        if c in "\n\t" or c in joined or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn")
-    )
+    return visible(_SEQUENCE.sub("", text), keep="\n\t\u200c\u200d")  # joiners are part of words and emoji
 
 
 def span(text: str, limit: int = 200) -> str:

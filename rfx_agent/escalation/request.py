@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rfx_agent.case import Case
 from rfx_agent.escalation.describe import describe, iso, reasons_of
 from rfx_agent.escalation.markdown import seen
+from rfx_agent.evidence.verdicts import confidence
 from rfx_agent.records import Rollout
 
 __all__ = ["ACTION", "applies", "payload", "proposed"]
@@ -34,7 +35,7 @@ def proposed(case: Case) -> Rollout | None:
     """
     passed = [r for r in case.rollouts if r.passed and r.verdict is not None]  # by opinions that were not worth enough
     if passed:
-        return max(passed, key=lambda r: case.confidence(r, 0.5) or 0.0)
+        return max(passed, key=lambda r: confidence(r.verdict, 0.5) or 0.0)
     tool = [r for r in case.rollouts if r.remedy == "tool"]
     if tool:
         return tool[-1]
@@ -56,7 +57,7 @@ def applies(case: Case) -> Literal["approve", "reject"]:
 
 
 def payload(case: Case, *, error: str | None = None) -> dict[str, Any]:
-    """The interrupt's value: a LangChain ``HITLRequest`` with the evidence beside it under ``rfx``.
+    """What a person is shown, as the interrupt's value: a LangChain ``HITLRequest``, and the evidence under ``rfx``.
 
     Keys: ``action_requests``, one, with ``name``, ``args`` and a Markdown ``description``; ``review_configs``, one,
     with ``action_name``, ``allowed_decisions`` and the JSON schema of an edit's ``args_schema``; and ``rfx``.

@@ -183,10 +183,9 @@ def expected_share(prior: float, seen: Mapping[Likelihoods, int], *, weight: flo
 
     Example:
         >>> round(expected_share(0.1, {(0.9, 0.1): 50, (0.1, 0.9): 50}), 2)
-        0.47
+        0.45
     """
-    prior = min(max(prior, _LEAST), 1 - _LEAST)
-    log = (prior * weight - 1) * np.log(_GRID) + ((1 - prior) * weight - 1) * np.log1p(-_GRID)
+    log = _beta(_GRID, prior, weight)
     for (right, wrong), n in seen.items():
         log += n * np.log(_GRID * right + (1 - _GRID) * wrong)
     mass = np.exp(log - log.max())
@@ -232,7 +231,7 @@ class RightRates:
     def of_first(self, task: str = "") -> float | None:
         """Probability that a first answer is right; None until thirty were counted."""
         n, log = self._seen.get((task, ""), (0.0, 0.0))
-        return _mean(log + _believed(0.5, 2.0), 0) if n >= _MANY else None
+        return _mean(log + _beta(_MEANS, 0.5, 2.0), 0) if n >= _MANY else None
 
     def of(self, task: str, remedy: str, before: int, belief: Belief, *, weight: float = _PRIOR_DRAWS) -> float:
         """Probability that such an answer is right.
@@ -248,15 +247,15 @@ class RightRates:
         n, log = self._seen.get((task, remedy), (0.0, 0.0))
         if not n:
             return believed
-        log = log + _believed(mean, weight) - (np.log(_STRENGTHS / strength) / _WIDTH) ** 2 / 2
+        log = log + _beta(_MEANS, mean, weight) - (np.log(_STRENGTHS / strength) / _WIDTH) ** 2 / 2
         learned = _mean(log, before)
         return min(believed, learned) if n < _MANY else learned
 
 
-def _believed(mean: float, weight: float) -> Any:
-    """Over the grid, the logarithm of a Beta prior of the mean; shape (means, 1)."""
+def _beta(shares: Any, mean: float, weight: float) -> Any:
+    """The logarithm of a Beta density at each of ``shares``, up to a constant; ``weight`` is alpha + beta."""
     mean = min(max(mean, _LEAST), 1 - _LEAST)
-    return (mean * weight - 1) * np.log(_MEANS) + ((1 - mean) * weight - 1) * np.log1p(-_MEANS)
+    return (mean * weight - 1) * np.log(shares) + ((1 - mean) * weight - 1) * np.log1p(-shares)
 
 
 def _mean(log: Any, before: int) -> float:

@@ -127,7 +127,8 @@ def _counted(
 
 
 def built_in(remedy: str, kind: Kind | None, *, told: bool) -> BuiltIn:
-    """The built-in belief that fits best."""
+    """The built-in rescue rate for a remedy: for this feedback if there is one, else for this kind of failure, else for
+    any; a remedy that is not in the table gets a default."""
     family = "delegate" if remedy.startswith("delegate_") else remedy
     keys = [f"{family}|told"] * told + ([f"{family}|{kind}"] if kind else []) + [family]
     return next((BUILT_IN[key] for key in keys if key in BUILT_IN), _UNKNOWN)

@@ -15,10 +15,11 @@ from rfx_agent.evidence.opinions import (
     RightRates,
     checked_rates,
     likelihoods,
+    probability_right,
 )
 from rfx_agent.records import Rollout, Usage, Verdict
 
-__all__ = ["joined", "learn", "likelihoods_of", "owned", "source_of"]
+__all__ = ["confidence", "joined", "learn", "likelihoods_of", "owned", "source_of"]
 
 
 def owned(verdict: Verdict, by: str, rates: Rates | None, *, correlation: float | None = None) -> Verdict:
@@ -64,10 +65,9 @@ def joined(given: Sequence[Verdict], *, passed: bool, partial: Sequence[bool] = 
         partial: of each, whether its pass proves only a part (``Verifier.partial``).
     """
     deciding = [x for x in given if x.passed is passed]
-    whole = [x for x, part in zip(given, partial or (False,) * len(given), strict=True) if not part and x in deciding]
-    first = next((x for x in whole or deciding if not x.weak), (whole or deciding)[0])
-    if not passed:
-        first = next((x for x in deciding if not x.weak), deciding[0])
+    parts = partial if passed and partial else (False,) * len(given)
+    voices = [x for x, part in zip(given, parts, strict=True) if x.passed is passed and not part] or deciding
+    first = next((x for x in voices if not x.weak), voices[0])
     told = [x.feedback for x in deciding if x.feedback]
     scores = [x.score for x in given if x.score is not None]
     return Verdict(
@@ -81,6 +81,18 @@ def joined(given: Sequence[Verdict], *, passed: bool, partial: Sequence[bool] = 
         kind=first.kind,
         opinions=tuple(o for x in given for o in x.opinions),
     )
+
+
+def confidence(verdict: Verdict | None, prior: float | None) -> float | None:
+    """Probability that an answer with this passing verdict is right; None where that was not measured.
+
+    Args:
+        verdict: on the answer; 1 follows from a proof.
+        prior: probability that such an answer is right, without a verdict.
+    """
+    if verdict is None or not verdict.weak:
+        return None if verdict is None else 1.0
+    return probability_right(prior, verdict.opinions)
 
 
 def likelihoods_of(verdict: Verdict) -> Likelihoods | None:

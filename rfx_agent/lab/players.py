@@ -85,7 +85,7 @@ class LearnedPlayer(Player):
         return weigh(self._log_prior + self._evidence * share).astype(np.float32, copy=False)
 
     def act(self, failures: Ints, tries: npt.NDArray[np.int64]) -> tuple[Ints, Floats]:
-        """See ``Player``."""
+        """Choose the next remedy for each failure, as ``Player.act`` says."""
         rescue = np.empty((len(failures), len(self._remedies)))
         for rows in _groups(_code(tries)):
             rescue[rows] = predict(self._weights[rows], self._worlds.table(tuple(tries[rows[0]].tolist())))

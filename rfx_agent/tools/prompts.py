@@ -25,7 +25,10 @@ def quoted(tag: str, text: str) -> str:
 
 
 def shown(text: str, limit: int) -> str:
-    """A model's own text as another prompt may hold it: cut, without controls, its chat and thinking marks broken."""
+    """A text that a model wrote, made safe to show in another prompt.
+
+    It is cut to ``limit`` characters. Control characters go, and chat tokens and thinking marks are broken by a space.
+    """
     return clean(text, "\0", limit, mark="")
 
 

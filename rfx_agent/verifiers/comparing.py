@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from rfx_agent.verifiers.amounts import Amount, amount, decimal_comma, equal_amounts
 from rfx_agent.verifiers.forms import canonical, unwrapped
-from rfx_agent.verifiers.tidy import mathematical, split, tidy, words_of
+from rfx_agent.verifiers.tidy import mathematical, outside, split, tidy, words_of
 from rfx_agent.verifiers.units import unit_of
 
 __all__ = ["Algebra", "Comparison"]
@@ -328,16 +328,11 @@ def _relation(text: str) -> tuple[list[str], list[str]] | None:
     """The sides and the signs of a relation or a chain of them, outside of brackets; None where there is none."""
     sides: list[str] = []
     signs: list[str] = []
-    depth, begin = 0, 0
-    for token in _RELATION.finditer(text):
-        mark = token[0]
-        if mark in ("(", "[", "{", "\\{"):
-            depth += 1
-        elif mark in (")", "]", "}", "\\}"):
-            depth -= 1
-        elif depth == 0 and mark != "|":
+    begin = 0
+    for token in outside(_RELATION, text):
+        if token[0] != "|":
             sides.append(text[begin : token.start()].strip())
-            signs.append(mark)
+            signs.append(token[0])
             begin = token.end()
     if not signs or split(text)[0] != [text]:
         parts = split(text)[0]

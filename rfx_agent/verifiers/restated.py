@@ -52,7 +52,7 @@ def restates(step: Step, answer: str) -> bool:
 
 
 def unworked(step: Step, answer: str) -> bool:
-    """Whether ``answer`` is a sum or a product of numbers that stand in the question: 3 + 4 for "add 3 and 4"."""
+    """Whether ``answer`` only writes the question's numbers as a sum or product, as "3 + 4" does for "add 3 and 4"."""
     text = tidy(answer)
     if not _SUM.fullmatch(text):
         return False

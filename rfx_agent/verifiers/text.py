@@ -30,9 +30,9 @@ __all__ = ["ExactVerifier", "RegexVerifier"]
 class ExactVerifier(PureVerifier):
     """Passes when the rollout's answer is the expected one, both in canonical form.
 
-    What a model thought is no part of its answer. What makes an answer looser than its spelling is an option: two
-    identifiers are never the same number, unit or formula; that is for ``MathVerifier`` to see. By default ``18
-    dollars`` is not 18 (``units=True``), and ``3 × 2`` is not ``2 × 3`` (``order=False``).
+    It reads what follows the model's thinking. By default the canonical forms must be the same text: ``18 dollars`` is
+    not 18, and ``3 × 2`` is not ``2 × 3``. ``units=True`` and ``order=False`` accept these. For equal numbers, units
+    and formulas that are spelled differently, use ``MathVerifier``.
 
     Args:
         expected: what to compare with; None takes ``step.expected``. Of a list, tuple or set any member will do.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 
-__all__ = ["mathematical", "split", "tidy"]
+__all__ = ["mathematical", "outside", "split", "tidy"]
 
 _SIGNS = {
     "\u2212": "-",
@@ -153,19 +154,27 @@ def words_of(text: str) -> str:
     return " ".join(text.split())
 
 
+def outside(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    """What ``pattern`` finds outside of all brackets; it has to find the brackets too."""
+    depth = 0
+    for token in pattern.finditer(text):
+        if token[0] in ("(", "[", "{", "\\{"):
+            depth += 1
+        elif token[0] in (")", "]", "}", "\\}"):
+            depth -= 1
+        elif depth == 0:
+            yield token
+
+
 def split(text: str, *, words: bool = True) -> tuple[list[str], set[str]]:
     """The parts of ``text`` between commas, semicolons and, with ``words``, "and" and "or", outside of all brackets;
     and what stood between them."""
     parts: list[str] = []
     between: set[str] = set()
-    depth, begin = 0, 0
-    for token in _SPLIT.finditer(text):
+    begin = 0
+    for token in outside(_SPLIT, text):
         mark = token[0]
-        if mark in ("(", "[", "{", "\\{"):
-            depth += 1
-        elif mark in (")", "]", "}", "\\}"):
-            depth -= 1
-        elif depth == 0 and (words or mark.strip() in (",", ";")):
+        if words or mark.strip() in (",", ";"):
             parts.append(text[begin : token.start()])
             between.add(mark.strip(" ,;").casefold() or mark.strip())
             begin = token.end()

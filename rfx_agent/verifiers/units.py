@@ -75,7 +75,7 @@ _SYMBOLS = (
 _NAMES = {other: name for name, others in _ALIASES.items() for other in (*others, name.casefold())}
 _EXACT = {name: name for name in (*_ALIASES, *_SYMBOLS.split())}
 _WORD = re.compile(r"[^\W\d_]+\.?|[°¢℃℉%]\s?[CF]?")
-# Words that change what a number says, so that it is no amount of something.
+# Words that are no unit. They change what the number before them means, as in "3 more" or "5 percent of".
 _NOT_UNITS_LIST = """
 a about above add all an and approx approximately are around as at base be because below both but by choose
 could different divided does equals even every except factorial fewer fifth fifths for fourth fourths from

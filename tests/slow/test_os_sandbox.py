@@ -11,12 +11,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from forks import holds_in_a_child
 from test_sandbox import ATTACKS
 
 from rfx_agent import ExactVerifier, Recovery, RetryBudget
@@ -418,17 +418,7 @@ def test_nothing_outlives_a_parent_that_is_killed():
 
 
 def test_used_from_a_forked_child(box):
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if OSSandbox(workers=1).run("answer = 2").answer == "2" else 1)
-        finally:
-            os._exit(2)
-    killer = threading.Timer(20, os.kill, (child, 9))
-    killer.start()
-    _, status = os.waitpid(child, 0)
-    killer.cancel()
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert holds_in_a_child(lambda: OSSandbox(workers=1).run("answer = 2").answer == "2", seconds=20)
 
 
 _AS_FIRST_PROCESS = """

@@ -6,14 +6,13 @@ import asyncio
 import copy
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from forks import holds_in_a_child
 
 from rfx_agent.errors import ConfigError, ToolError
 from rfx_agent.tools import Sandbox
@@ -328,17 +327,11 @@ def _alive(pid):
 def test_forked_child_is_told_instead_of_hanging(box):
     # The library has threads, which a fork does not copy: a run in the child would wait for ever.
     assert box.run("answer = 1").answer == "1"
-    child = os.fork()
-    if child == 0:
-        try:
+
+    def told() -> bool:
+        with pytest.raises(ToolError, match="fork"):
             box.run("answer = 2")
-        except ToolError as error:
-            os._exit(0 if "fork" in str(error) else 1)
-        finally:
-            os._exit(2)
-    killer = threading.Timer(20, os.kill, (child, signal.SIGKILL))
-    killer.start()
-    _, status = os.waitpid(child, 0)
-    killer.cancel()
-    assert os.waitstatus_to_exitcode(status) == 0
+        return True
+
+    assert holds_in_a_child(told, seconds=20)
     assert box.run("answer = 3").answer == "3"

@@ -7,11 +7,11 @@ import importlib.util
 import os
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from forks import holds_in_a_child
 from verifier_conformance import HOSTILE, check_hostile, check_verifier
 
 from rfx_agent.errors import ConfigError
@@ -160,17 +160,7 @@ def test_needs_no_main_guard_and_leaves_nothing_behind(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_gets_a_worker_of_its_own():
     assert _judge("2x+1", "1+2x").passed
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if _judge("3x+1", "1+3x").passed else 1)
-        finally:
-            os._exit(2)
-    killer = threading.Timer(60, os.kill, (child, 9))
-    killer.start()
-    _, status = os.waitpid(child, 0)
-    killer.cancel()
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert holds_in_a_child(lambda: _judge("3x+1", "1+3x").passed, seconds=60)
     assert _judge("2x+1", "1+2x").passed
 
 

@@ -211,7 +211,7 @@ class Clients:
             return self._client
 
     def of_loop(self) -> openai.AsyncOpenAI:
-        """A client of the running loop: its connections cannot be used from another."""
+        """The async client for the running event loop. Each loop has its own: connections cannot be shared."""
         with self._lock:
             self._check_open()
             if self._async_client is not None:

@@ -77,7 +77,7 @@ def _joined(tokens: Sequence[str], text: str) -> tuple[str, ...] | None:
 
 
 def covered(entries: Sequence[Mapping[str, Any]]) -> str:
-    """The text that ``entries`` stand for, as far as they tell."""
+    """The text whose log-probabilities ``entries`` hold. An entry that names no token adds nothing."""
     # A character split over tokens shows as a replacement in each; their bytes join to the real one.
     parts = _all([_bytes(entry) for entry in entries])
     if parts is not None:
