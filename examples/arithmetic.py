@@ -27,7 +27,7 @@ def main() -> None:
         max_tokens=200,
         seed=7,
     )
-    graph = recovery_graph(recovery, interrupts=False)
+    graph = recovery_graph(recovery)
     step = Step.of("What is 738 times 962? End with one line: Answer: <number>", expected="709956")
     state = graph.invoke(step_input(step, candidate="738 * 962 = 709,856. Answer: 709856"))
     case = case_of(state)

@@ -52,7 +52,9 @@ def behind(recovery: Recovery, given: State) -> None:
     builder.add_node("solve", solver("Lyon"))
     builder.add_edge(START, "solve")
     builder.add_edge("solve", END)
-    add_recovery(builder, "solve", recovery=recovery, prompt="question", answer="answer", expected="expected")
+    add_recovery(
+        builder, "solve", recovery=recovery, prompt="question", answer="answer", expected="expected", interrupts=True
+    )
     agent = builder.compile(checkpointer=InMemorySaver())
     thread: RunnableConfig = {"configurable": {"thread_id": "capital"}}
     asked = agent.invoke(given, thread)["__interrupt__"][0].value

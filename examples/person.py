@@ -17,7 +17,7 @@ def main() -> None:
         verifier=FunctionVerifier(lambda text: text == "Paris"),
         budget=RetryBudget(samples=3),
     )
-    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver(), interrupts=True)
     thread = {"configurable": {"thread_id": "capital"}}
     state = graph.invoke(step_input(Step.of("The capital of France?"), candidate="Lyon"), thread)
     print(state["__interrupt__"][0].value["action_requests"][0]["description"])

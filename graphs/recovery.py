@@ -9,4 +9,4 @@ from __future__ import annotations
 from graphs.settings import Settings, recovery_of
 from rfx_agent import recovery_graph
 
-graph = recovery_graph(recovery_of, context_schema=Settings)
+graph = recovery_graph(recovery_of, context_schema=Settings, interrupts=True)

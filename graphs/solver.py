@@ -62,5 +62,6 @@ add_recovery(
     answer="answer",
     expected="expected",
     outcome="outcome",
+    interrupts=True,
 )
 graph = builder.compile(name="solver")

@@ -150,11 +150,11 @@ class GraphWay(Way):
     name = "graph"
 
     def run(self, parts: Parts) -> str | None:
-        graph = recovery_graph(parts.recovery(), interrupts=False)
+        graph = recovery_graph(parts.recovery())
         return _text(outcome_of(graph.invoke(step_input(STEP, parts.scenario.candidate))))
 
     async def arun(self, parts: Parts) -> str | None:
-        graph = recovery_graph(parts.recovery(), interrupts=False)
+        graph = recovery_graph(parts.recovery())
         return _text(outcome_of(await graph.ainvoke(step_input(STEP, parts.scenario.candidate))))
 
 

@@ -100,7 +100,7 @@ def test_calibrated_features_route_to_the_steerer(way: str, bought: bool) -> Non
     steerer = Steering()
     r = recovery(steerer=steerer, calibration=calibrated(), extra_samples=None if bought else 3)
     if way == "graph":
-        state = recovery_graph(r, interrupts=False).invoke(step_input(STEP, "41"))
+        state = recovery_graph(r).invoke(step_input(STEP, "41"))
         case, outcome = load(Case, state["recovery"]), outcome_of(state)
     else:
         case = r.run(STEP, "41") if way == "sync" else asyncio.run(r.arun(STEP, "41"))

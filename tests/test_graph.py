@@ -34,7 +34,7 @@ THREAD = {"configurable": {"thread_id": "t"}}
 @pytest.mark.parametrize("name", EVERY)
 def test_every_branch_ends_as_without_a_graph(invoke: Callable[..., Any], name: str) -> None:
     scenario = SCENARIOS[name]
-    state = invoke(recovery_graph(scenario.recovery(), interrupts=False), step_input(STEP, scenario.candidate))
+    state = invoke(recovery_graph(scenario.recovery()), step_input(STEP, scenario.candidate))
     case = load(Case, state["recovery"])
     outcome = outcome_of(state)
     assert (outcome.status, [d.route for d in case.decisions], outcome.reason) == (
@@ -65,7 +65,7 @@ def test_a_person_is_asked_once_and_their_answer_applied(
     invoke: Callable[..., Any], reply: Any, status: str, text: str | None, reason: str
 ) -> None:
     recovery = FAILING.recovery()
-    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver(), interrupts=True)
     state = invoke(graph, step_input(STEP, "41"), THREAD)
     asked = state["__interrupt__"][0].value
     assert asked["review_configs"][0]["allowed_decisions"] == ["approve", "edit", "reject", "respond"]
@@ -80,7 +80,7 @@ def test_a_person_is_asked_once_and_their_answer_applied(
 
 @both
 def test_a_reply_that_does_not_fit_is_refused_and_the_case_stays_open(invoke: Callable[..., Any]) -> None:
-    graph = recovery_graph(FAILING.recovery(), checkpointer=InMemorySaver())
+    graph = recovery_graph(FAILING.recovery(), checkpointer=InMemorySaver(), interrupts=True)
     invoke(graph, step_input(STEP, "41"), THREAD)
     for bad, why in (({"decisions": []}, "decisions"), ("yes", "reply"), ({"type": "edit"}, "edited_action")):
         state = invoke(graph, Command(resume=bad), THREAD)
@@ -93,7 +93,7 @@ def test_a_reply_that_does_not_fit_is_refused_and_the_case_stays_open(invoke: Ca
 def test_after_the_deadline_the_default_stands(default: Any, status: str) -> None:
     now = [1_000.0]
     recovery = FAILING.recovery(escalation=Escalation(deadline=60, default=default), clock=lambda: now[0])
-    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver(), interrupts=True)
     asked = graph.invoke(step_input(STEP, "41"), THREAD)["__interrupt__"][0].value
     assert asked["rfx"]["deadline"] == "1970-01-01T00:17:40+00:00"
     now[0] += 61
@@ -103,7 +103,7 @@ def test_after_the_deadline_the_default_stands(default: Any, status: str) -> Non
 
 
 def test_waiting_for_a_person_costs_no_time_of_the_budget() -> None:
-    graph = recovery_graph(FAILING.recovery(), checkpointer=InMemorySaver())
+    graph = recovery_graph(FAILING.recovery(), checkpointer=InMemorySaver(), interrupts=True)
     state = graph.invoke(step_input(STEP, "41"), THREAD)
     before = load(Case, state["recovery"]).ledger.spent
     time.sleep(0.05)
@@ -116,7 +116,9 @@ def test_a_budget_without_escalations_asks_nobody() -> None:
     from rfx_agent import RetryBudget
 
     recovery = FAILING.recovery(budget=RetryBudget(samples=3, escalations=0))
-    state = recovery_graph(recovery, checkpointer=InMemorySaver()).invoke(step_input(STEP, "41"), THREAD)
+    state = recovery_graph(recovery, checkpointer=InMemorySaver(), interrupts=True).invoke(
+        step_input(STEP, "41"), THREAD
+    )
     outcome = outcome_of(state)
     assert (outcome.status, outcome.reason) == ("unasked", "budget:escalations")
     assert "no escalation is left" in outcome.sentence
@@ -151,7 +153,7 @@ def test_it_embeds_and_leaves_the_parents_state_alone(invoke: Callable[..., Any]
 
 def test_a_thread_runs_one_step_after_another() -> None:
     recovery = SCENARIOS["tool"].recovery(sampler=ScriptedSampler(["40", "43", "44", "6*7"] * 2))
-    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver(), interrupts=True)
     for step in (STEP, Step.of("What is 7 times 6?"), STEP):
         given = step_input(step, "42" if step is STEP else "41")
         state = graph.invoke(given, THREAD)
@@ -160,7 +162,7 @@ def test_a_thread_runs_one_step_after_another() -> None:
 
 
 def test_what_is_not_a_recovery_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"give a rfx_agent\.Recovery"):
+    with pytest.raises(ConfigError, match=r"give a Recovery, or a function from the run"):
         recovery_graph("recovery")  # type: ignore[arg-type]
 
 
@@ -179,7 +181,7 @@ def test_eight_rollouts_of_500_tokens_fit_in_32_kib_of_checkpoint() -> None:
         sampler=ScriptedSampler(rollouts), extra_samples=8, budget=SCENARIOS["tool"].recovery().budget
     )
     saver = InMemorySaver()
-    graph = recovery_graph(recovery, checkpointer=saver)
+    graph = recovery_graph(recovery, checkpointer=saver, interrupts=True)
     graph.invoke(step_input(STEP, "41"), THREAD)
     case = load(Case, graph.get_state(THREAD).values["recovery"])
     assert len(case.draws()) == 9
@@ -194,7 +196,7 @@ def test_eight_rollouts_of_500_tokens_fit_in_32_kib_of_checkpoint() -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_every_event_goes_to_the_custom_stream_and_to_the_hook(invoke: Callable[..., Any], name: str) -> None:
     scenario, seen = SCENARIOS[name], list[Event]()
-    graph = recovery_graph(scenario.recovery(on_event=seen.append), interrupts=False)
+    graph = recovery_graph(scenario.recovery(on_event=seen.append))
     given = step_input(STEP, scenario.candidate)
     told = [chunk for _, chunk in invoke(graph, given, stream_mode=["custom"])]
     assert told == [as_record(event) for event in seen]
@@ -210,7 +212,7 @@ def test_every_event_goes_to_the_custom_stream_and_to_the_hook(invoke: Callable[
 def test_what_was_said_stays_out_of_the_stream(invoke: Callable[..., Any]) -> None:
     said = ["candidate-said", "draw-said", "person-said"]
     recovery = FAILING.recovery(sampler=ScriptedSampler(["draw-said"] * 3))
-    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver(), interrupts=True)
     asked = Step.of("prompt-said", expected="expected-said")
     told = invoke(graph, step_input(asked, "candidate-said"), THREAD, stream_mode=["custom"])
     more = invoke(graph, Command(resume={"type": "reject", "message": "person-said"}), THREAD, stream_mode=["custom"])
@@ -259,7 +261,9 @@ def test_the_recovery_is_made_of_the_runs_context(invoke: Callable[..., Any]) ->
 @both
 def test_a_person_may_be_asked_under_a_context(invoke: Callable[..., Any]) -> None:
     made = {default: FAILING.recovery(escalation=Escalation(default=default)) for default in ("approve", "reject")}
-    graph = recovery_graph(lambda context: made[context], context_schema=str, checkpointer=InMemorySaver())
+    graph = recovery_graph(
+        lambda context: made[context], context_schema=str, checkpointer=InMemorySaver(), interrupts=True
+    )
     asked = invoke(graph, step_input(STEP, "41"), THREAD, context="approve")["__interrupt__"][0].value
     assert asked["rfx"]["default"] == "approve"
     state = invoke(graph, Command(resume={"type": "approve"}), THREAD, context="approve")
@@ -269,5 +273,5 @@ def test_a_person_may_be_asked_under_a_context(invoke: Callable[..., Any]) -> No
 def test_a_factory_has_to_give_a_recovery() -> None:
     with pytest.raises(ConfigError, match=r"the factory gave 3; let it return a rfx_agent\.Recovery"):
         recovery_graph(lambda context: 3).invoke(step_input(STEP, "41"))  # type: ignore[arg-type, return-value]
-    with pytest.raises(ConfigError, match="or a function from context to one"):
+    with pytest.raises(ConfigError, match="a function from the run's context to a Recovery"):
         recovery_graph(Recovery)

@@ -890,7 +890,7 @@ def test_reference_and_step_id_come_from_the_request(invoke: Callable[..., Any])
         ({"recovers": {"fetch": 1}}, r"recovers\['fetch'\] is 1"),
         ({"tool_retries": -1}, "tool_retries is -1"),
         ({"expected": "42"}, "expected is '42'"),
-        ({"max_token": 5}, "unknown parameter 'max_token'"),
+        ({"max_token": 5}, "there is no parameter 'max_token'; do you mean max_tokens="),
         ({"temperature": -1}, "temperature is -1"),
     ],
 )

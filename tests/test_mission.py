@@ -92,7 +92,7 @@ def test_the_evidence_leads_into_each_node(
     failure: Callable[[], dict[str, Any]], nodes: list[str], reason: str, regime: str | None, drawn: int
 ) -> None:
     parts = failure()
-    graph = recovery_graph(Recovery(**parts), checkpointer=InMemorySaver())
+    graph = recovery_graph(Recovery(**parts), checkpointer=InMemorySaver(), interrupts=True)
     assert set(nodes) <= set(graph.nodes)
     config: Any = {"configurable": {"thread_id": "1"}}
     seen = [node for update in graph.stream(step_input(STEP), config, stream_mode="updates") for node in update]
@@ -116,7 +116,7 @@ def test_evidence_is_computed_before_the_rule_chooses() -> None:
 
 
 def test_a_failure_that_nothing_is_worth_trying_on_reaches_a_person() -> None:
-    graph = recovery_graph(Recovery(**hopeless()), checkpointer=InMemorySaver())
+    graph = recovery_graph(Recovery(**hopeless()), checkpointer=InMemorySaver(), interrupts=True)
     config: Any = {"configurable": {"thread_id": "1"}}
     state = graph.invoke(step_input(STEP), config)
     (interrupt,) = state["__interrupt__"]

@@ -482,7 +482,7 @@ class TestAddRecovery:
         builder.add_node("finish", lambda state: seen.append(get(state, "answer")))
         builder.add_edge(START, "solve")
         builder.add_edge("solve", "finish")
-        add_recovery(builder, "solve", recovery=deployment(["40", "42", "43"]), **KEYS)
+        add_recovery(builder, "solve", recovery=deployment(["40", "42", "43"]), **KEYS, interrupts=True)
         graph = builder.compile()
         edges = {(e.source, e.target) for e in graph.get_graph().edges}
         assert {("solve", "recover"), ("recover", "finish")} <= edges
@@ -496,7 +496,7 @@ class TestAddRecovery:
     ) -> None:
         recovery = deployment(["40", "42", "43"])
         builder = chain(MessagesState, lambda state: {"messages": [AIMessage("41", id="a", name="bob")]})
-        add_recovery(builder, "solve", recovery=recovery)
+        add_recovery(builder, "solve", recovery=recovery, interrupts=True)
         state = invoke(builder.compile(), {"messages": [HumanMessage(QUESTION)]})
         assert [(m.text, m.id) for m in state["messages"]][1:] == [("42", "a")]
         assert state["messages"][1].name == "bob"
@@ -507,7 +507,7 @@ class TestAddRecovery:
             messages: list[AnyMessage]
 
         builder = chain(Plain, lambda state: {"messages": [*state["messages"], AIMessage("41")]})
-        add_recovery(builder, "solve", recovery=deployment(["40", "42", "43"]))
+        add_recovery(builder, "solve", recovery=deployment(["40", "42", "43"]), interrupts=True)
         state = builder.compile().invoke({"messages": [HumanMessage(QUESTION)]})
         assert [m.text for m in state["messages"]] == [QUESTION, "42"]
 
@@ -516,14 +516,21 @@ class TestAddRecovery:
             answer: Annotated[str, operator.add]
 
         builder = chain(Added, lambda state: {"answer": "41"})
-        add_recovery(builder, "solve", recovery=deployment(["40", "42", "43"]), prompt="question", answer="answer")
+        add_recovery(
+            builder,
+            "solve",
+            recovery=deployment(["40", "42", "43"]),
+            prompt="question",
+            answer="answer",
+            interrupts=True,
+        )
         with pytest.raises(ConfigError, match="has a reducer"):
             builder.compile().invoke({"question": QUESTION, "answer": ""})
 
     def test_a_turn_that_calls_tools_has_not_failed(self) -> None:
         recovery = deployment()
         builder = chain(MessagesState, lambda state: {"messages": [CALL]})
-        add_recovery(builder, "solve", recovery=recovery)
+        add_recovery(builder, "solve", recovery=recovery, interrupts=True)
         assert builder.compile().invoke({"messages": [HumanMessage(QUESTION)]})["messages"][-1].tool_calls
         assert recovery.verifier.judged == []  # type: ignore[attr-defined]
 
@@ -544,7 +551,7 @@ class TestAddRecovery:
         work, verifier, events = Solver("41"), ScriptedVerifier(["42"]), list[Any]()
         recovery = deployment(["40", "40", "44"], verifier=verifier, on_event=events.append, **FAILING)
         builder = plain(schema, work)
-        add_recovery(builder, "solve", recovery=recovery, outcome="outcome", **KEYS)
+        add_recovery(builder, "solve", recovery=recovery, outcome="outcome", **KEYS, interrupts=True)
         graph = builder.compile(checkpointer=InMemorySaver())
         asked = invoke(graph, {"question": QUESTION, "expected": "42"}, THREAD)["__interrupt__"][0].value
         assert asked["action_requests"][0]["args"] == {"answer": "40"}
@@ -565,7 +572,16 @@ class TestAddRecovery:
         builder = StateGraph(Typed)
         builder.add_node("solve", lambda state: {"answer": work()})
         builder.add_edge(START, "solve")
-        add_recovery(builder, "solve", recovery=recovery, outcome="outcome", goto=END, unresolved="solve", **KEYS)
+        add_recovery(
+            builder,
+            "solve",
+            recovery=recovery,
+            outcome="outcome",
+            goto=END,
+            unresolved="solve",
+            **KEYS,
+            interrupts=True,
+        )
         graph = builder.compile(checkpointer=InMemorySaver())
         invoke(graph, {"question": QUESTION}, THREAD)
         state = invoke(graph, Command(resume={"type": "reject"}), THREAD)
@@ -574,7 +590,7 @@ class TestAddRecovery:
     @both
     def test_without_an_answer_it_raises_or_goes_where_it_was_told(self, invoke: Callable[..., Any]) -> None:
         builder = plain(Typed, Solver("41"))
-        add_recovery(builder, "solve", recovery=deployment(["1", "2", "3"], **FAILING), interrupts=False, **KEYS)
+        add_recovery(builder, "solve", recovery=deployment(["1", "2", "3"], **FAILING), **KEYS)
         with pytest.raises(Unresolved, match="samples"):
             invoke(builder.compile(), {"question": QUESTION})
 
@@ -586,7 +602,7 @@ class TestAddRecovery:
             builder.add_edge(START, "solve")
             builder.add_edge("solve", "on")
             recovery = deployment(texts, **FAILING)
-            add_recovery(builder, "solve", recovery=recovery, interrupts=False, unresolved="out", **KEYS)
+            add_recovery(builder, "solve", recovery=recovery, unresolved="out", **KEYS)
             assert invoke(builder.compile(), {"question": QUESTION})["note"] == note
 
     def test_joins_are_led_through_it(self) -> None:
@@ -601,13 +617,13 @@ class TestAddRecovery:
         builder.add_edge(START, "other")
         builder.add_edge(["solve", "other"], "join")
         with pytest.raises(ConfigError, match="branch behind the join"):
-            add_recovery(builder, "solve", recovery=deployment(), unresolved="other", **KEYS)
-        add_recovery(builder, "solve", recovery=deployment(["40", "42", "43"]), **KEYS)
+            add_recovery(builder, "solve", recovery=deployment(), unresolved="other", **KEYS, interrupts=True)
+        add_recovery(builder, "solve", recovery=deployment(["40", "42", "43"]), **KEYS, interrupts=True)
         assert builder.compile().invoke({"question": QUESTION})["seen"] == ["other", "join 42"]
 
     def test_the_subgraph_is_found_and_its_events_reach_the_parents_stream(self) -> None:
         builder = plain(Typed, Solver("41"))
-        add_recovery(builder, "solve", recovery=deployment(["40", "40", "44"], **FAILING), **KEYS)
+        add_recovery(builder, "solve", recovery=deployment(["40", "40", "44"], **FAILING), **KEYS, interrupts=True)
         graph = builder.compile(checkpointer=InMemorySaver())
         told = list(graph.stream({"question": QUESTION}, THREAD, stream_mode="custom", subgraphs=True))
         assert {place[0].split(":")[0] for place, _ in told} == {"recover"}
@@ -625,13 +641,13 @@ class TestAddRecovery:
         builder = StateGraph(Typed, context_schema=str)  # type: ignore[type-var]
         builder.add_node("solve", lambda state: {"answer": "41"})
         builder.add_edge(START, "solve")
-        add_recovery(builder, "solve", recovery=lambda context: made[context], **KEYS)
+        add_recovery(builder, "solve", recovery=lambda context: made[context], **KEYS, interrupts=True)
         assert builder.compile().invoke({"question": QUESTION}, context="seven")["answer"] == "seven"
 
     def test_graphs_that_do_not_fit_are_refused(self) -> None:
         def refused(why: str, builder: Any, after: str = "solve", **change: Any) -> None:
             with pytest.raises(ConfigError, match=why):
-                add_recovery(builder, after, recovery=deployment(), **(KEYS | change))
+                add_recovery(builder, after, recovery=deployment(), **(KEYS | change), interrupts=True)
 
         builder = plain(Typed, Solver())
         refused("before it is compiled", builder.compile())
@@ -665,7 +681,14 @@ class TestAddRecovery:
         builder.add_node("last", last)
         builder.add_edge(START, "solve")
         builder.add_edge("solve", "last")
-        add_recovery(builder, "solve", recovery=deployment(["40", "42", "43"]), prompt="question", answer="draft")
+        add_recovery(
+            builder,
+            "solve",
+            recovery=deployment(["40", "42", "43"]),
+            prompt="question",
+            answer="draft",
+            interrupts=True,
+        )
         assert builder.compile().invoke({"question": QUESTION})["question"] == "42"
 
 
@@ -717,7 +740,7 @@ class BehindWay(NodeWay):
     def graph(self, parts: Parts) -> Any:
         model = ScriptedChat(source=parts.model, candidate=[parts.scenario.candidate])
         builder = chain(MessagesState, lambda state: {"messages": [model.invoke(state["messages"])]})
-        add_recovery(builder, "solve", recovery=parts.recovery(), prompt=lambda _: STEP, interrupts=False)
+        add_recovery(builder, "solve", recovery=parts.recovery(), prompt=lambda _: STEP)
         return builder.compile()
 
 

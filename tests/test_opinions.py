@@ -229,7 +229,7 @@ def test_a_person_is_asked_about_what_is_not_confirmed() -> None:
 
     from rfx_agent import outcome_of, recovery_graph, step_input
 
-    graph = recovery_graph(deployed(POOR), checkpointer=InMemorySaver())
+    graph = recovery_graph(deployed(POOR), checkpointer=InMemorySaver(), interrupts=True)
     config: Any = {"configurable": {"thread_id": "1"}}
     state = graph.invoke(step_input(Step.of("How much?")), config)
     assert "__interrupt__" in state

@@ -274,7 +274,9 @@ def test_a_store_that_cannot_be_reached_stops_spending_and_a_person_is_asked_all
     assert case.outcome is not None
     assert case.outcome.reason == "budget:store"
     assert "connection refused" in case.outcome.sentence
-    graph = recovery_graph(failing(SharedBudget(store=Broken("reserve"))), checkpointer=InMemorySaver())
+    graph = recovery_graph(
+        failing(SharedBudget(store=Broken("reserve"))), checkpointer=InMemorySaver(), interrupts=True
+    )
     state = graph.invoke(step_input(STEP, "41"), THREAD)
     assert state["__interrupt__"]
     assert "escalate without the shared budget: connection refused" in state["recovery"]["notes"]
@@ -324,7 +326,7 @@ def test_the_first_answer_is_the_one_that_stands(invoke: str) -> None:
     """Two processes resume copies of one thread at once, as from one checkpoint."""
     shared = SharedBudget(store=MemoryStore())
     savers = InMemorySaver(), InMemorySaver()
-    graphs = [recovery_graph(failing(shared), checkpointer=saver) for saver in savers]
+    graphs = [recovery_graph(failing(shared), checkpointer=saver, interrupts=True) for saver in savers]
 
     def resume(graph: Any, text: str) -> Any:
         command = Command(resume={"decisions": [{"type": "respond", "message": text}]})
@@ -341,7 +343,7 @@ def test_the_first_answer_is_the_one_that_stands(invoke: str) -> None:
 
 def test_an_answer_that_cannot_be_recorded_leaves_the_case_open() -> None:
     store = Broken("keep")
-    graph = recovery_graph(failing(SharedBudget(store=store)), checkpointer=InMemorySaver())
+    graph = recovery_graph(failing(SharedBudget(store=store)), checkpointer=InMemorySaver(), interrupts=True)
     graph.invoke(step_input(STEP, "41"), THREAD)
     answer = Command(resume={"decisions": [{"type": "respond", "message": "42"}]})
     with pytest.raises(StoreError, match="connection refused"):
@@ -356,7 +358,7 @@ def test_a_default_is_applied_lazily_and_once() -> None:
     escalation = Escalation(deadline=60.0, default="approve", notify=notify)
     shared = SharedBudget(store=MemoryStore())
     recovery = failing(shared, escalation=escalation, clock=lambda: now[0])
-    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver(), interrupts=True)
     graph.invoke(step_input(STEP, "41"), THREAD)
     assert len(heard) == 1
     assert heard[0]["rfx"]["deadline"] == "1970-01-01T00:17:40+00:00"
@@ -455,7 +457,7 @@ def test_nothing_is_approved_unseen_in_which_the_verifier_found_no_answer() -> N
         escalation=Escalation(deadline=60.0, default="approve"),
         clock=lambda: now[0],
     )
-    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver(), interrupts=True)
     asked = graph.invoke(step_input(STEP, None), THREAD)["__interrupt__"][0].value
     assert "Without a reply by 1970-01-01T00:17:40+00:00:** reject" in asked["action_requests"][0]["description"]
     now[0] += 61

@@ -83,7 +83,7 @@ class Seen:
 
 
 def graph_of(recovery: Recovery) -> Any:
-    return recovery_graph(recovery, interrupts=False)
+    return recovery_graph(recovery)
 
 
 # Each way in, given the recovery and a candidate.
@@ -267,7 +267,7 @@ def test_metrics_have_the_conventions_names_and_buckets_and_no_ids() -> None:
 
 def test_a_person_is_waited_for_without_a_span_and_the_answer_is_linked() -> None:
     seen = Seen()
-    graph = recovery_graph(FAILING.recovery(on_event=seen.hook), checkpointer=InMemorySaver())
+    graph = recovery_graph(FAILING.recovery(on_event=seen.hook), checkpointer=InMemorySaver(), interrupts=True)
     with seen.tracer.start_as_current_span("first request"):
         graph.invoke(step_input(STEP, "41"), THREAD)
     waiting = seen.step
@@ -293,9 +293,11 @@ def test_a_person_is_waited_for_without_a_span_and_the_answer_is_linked() -> Non
 
 def test_an_answer_in_another_process_is_told_by_the_same_step_id() -> None:
     first, second, saver = Seen(), Seen(), InMemorySaver()
-    recovery_graph(FAILING.recovery(on_event=first.hook), checkpointer=saver).invoke(step_input(STEP, "41"), THREAD)
+    recovery_graph(FAILING.recovery(on_event=first.hook), checkpointer=saver, interrupts=True).invoke(
+        step_input(STEP, "41"), THREAD
+    )
     reply = Command(resume={"decisions": [{"type": "reject"}]})
-    recovery_graph(FAILING.recovery(on_event=second.hook), checkpointer=saver).invoke(reply, THREAD)
+    recovery_graph(FAILING.recovery(on_event=second.hook), checkpointer=saver, interrupts=True).invoke(reply, THREAD)
     assert not second.step.links
     assert (second.step.attributes or {})["rfx.step_id"] == (first.step.attributes or {})["rfx.step_id"]
     # A person said no: that is neither a success nor a fault.
@@ -517,7 +519,7 @@ def talk(seen: Seen) -> None:
     draws = ["draw-said 1", "draw-said 2", "draw-said 3", "program-said", SamplerError("error-said", calls=1)]
     scenario = SCENARIOS["tool"]
     recovery = scenario.recovery(sampler=ScriptedSampler(draws), on_event=seen.hook)
-    graph = recovery_graph(recovery, checkpointer=InMemorySaver())
+    graph = recovery_graph(recovery, checkpointer=InMemorySaver(), interrupts=True)
     graph.invoke(step_input(asked, "candidate-said"), THREAD)
     edit = {"type": "edit", "edited_action": {"name": "accept_answer", "args": {"answer": "person-said"}}}
     graph.invoke(Command(resume={"decisions": [edit]}), THREAD)

@@ -144,7 +144,7 @@ def test_a_graphs_state_holds_what_another_model_says(behind: bool) -> None:
     builder.add_edge(START, "solve")
     builder.add_edge("solve", END)
     if behind:
-        add_recovery(builder, "solve", interrupts=False, **keys)
+        add_recovery(builder, "solve", **keys)
     assert builder.compile().invoke({"question": "The capital?"})["answer"] == "Paris"
 
 

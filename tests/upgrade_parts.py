@@ -426,11 +426,11 @@ def graph_of(
     builder: Any
     match graph:
         case "alone":
-            return recovery_graph(recovery, checkpointer=saver), sampler
+            return recovery_graph(recovery, checkpointer=saver, interrupts=True), sampler
         case "parent":
             builder = StateGraph(Parent)
             builder.add_node("think", lambda state: {"title": state["title"].upper()})
-            builder.add_node("recover", recovery_graph(recovery))
+            builder.add_node("recover", recovery_graph(recovery, interrupts=True))
             builder.add_node("file", lambda state: {"filed": f"{state['title']}: {state['outcome']['status']}"})
             builder.add_edge(START, "think")
             builder.add_edge("think", "recover")
@@ -451,7 +451,7 @@ def behind(recovery: Recovery, says: Mapping[str, str], **more: Any) -> Any:
     builder: Any = StateGraph(Talk)
     builder.add_node("solve", lambda state: {"messages": [AIMessage(says["text"], id=says["id"])]})
     builder.add_edge(START, "solve")
-    add_recovery(builder, "solve", recovery=recovery, expected="expected", **more)
+    add_recovery(builder, "solve", recovery=recovery, expected="expected", **more, interrupts=True)
     return builder
 
 

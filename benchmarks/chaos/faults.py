@@ -134,7 +134,7 @@ def _said(case: Case | Exception) -> str:
 
 async def _all(made: Recovery, names: list[str], together: int, *, close: bool = True) -> list[Case | Exception]:
     gate = asyncio.Semaphore(together)
-    graph = recovery_graph(made, interrupts=False)
+    graph = recovery_graph(made)
 
     async def one(i: int, name: str) -> Case | Exception:
         step = step_of(name)

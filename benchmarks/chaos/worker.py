@@ -140,7 +140,7 @@ def _nothing(_: RecoveryState) -> dict[str, Any]:
 def graph_of(made: Recovery, item: str, saver: Any) -> Any:
     """The recovery graph, on its own, or as a node of a parent where the item's name says ``in``."""
     if "-in-" not in item:
-        return recovery_graph(made, checkpointer=saver)
+        return recovery_graph(made, checkpointer=saver, interrupts=True)
     builder: Any = StateGraph(RecoveryState)
     builder.add_node("think", _nothing)
     builder.add_node("recover", recovery_graph(made))

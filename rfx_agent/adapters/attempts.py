@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.exceptions import OutputParserException
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableConfig, ensure_config, patch_config
 from langchain_core.runnables.config import (
@@ -20,15 +21,31 @@ from langchain_core.runnables.config import (
     get_callback_manager_for_config,
     set_config_context,
 )
+from pydantic import ValidationError
 
 from rfx_agent.errors import ConfigError, RfxError, SamplerError, is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage, Verdict
 
-__all__ = ["RETRACT", "Again", "Attempts", "Made", "Reported", "Thing", "in_context", "response_id", "tag", "together"]
+__all__ = [
+    "FAILURES",
+    "RETRACT",
+    "Again",
+    "Attempts",
+    "Made",
+    "Reported",
+    "Thing",
+    "checked_failures",
+    "in_context",
+    "response_id",
+    "tag",
+    "together",
+]
 
 RETRACT = "rfx.retract"
 """Name of the custom event that retracts what was streamed of a failed attempt."""
+FAILURES: tuple[type[Exception], ...] = (OutputParserException, ValidationError)
+"""Exceptions of a chain or a node that are failed answers by default."""
 T = TypeVar("T")
 
 _NOSTREAM = "nostream"  # LangGraph's tag for model calls that stream_mode "messages" leaves out
@@ -284,6 +301,12 @@ class Reported(BaseCallbackHandler):
         """One model call failed."""
         with self._lock:
             self._usage += Usage(calls=1)
+
+
+def checked_failures(who: str, given: Any) -> None:
+    """Raise ``ConfigError`` on what is no tuple of exception classes."""
+    if not isinstance(given, tuple) or not all(isinstance(f, type) and issubclass(f, Exception) for f in given):
+        raise ConfigError(f"{who}: failures is {given!r}; give a tuple of exception classes")
 
 
 def response_id(number: int) -> str:

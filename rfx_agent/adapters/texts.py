@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages, convert_to_openai_messages
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
+from rfx_agent.errors import ConfigError
 from rfx_agent.records import Step, Verdict
 from rfx_agent.thinking import after_thinking
 
 _MOST_TOLD = 1_000  # characters of an error that a model is told
 _LINKS = re.compile(r"[ \t]*For (?:troubleshooting|further information),? visit:? \S+[ \t]*\n?")
 
-__all__ = ["as_text", "flawed", "restored", "spoken", "step_of", "told"]
+__all__ = ["Reading", "as_text", "checked_reading", "flawed", "read", "restored", "spoken", "step_of", "told"]
+
+
+Reading: TypeAlias = str | Callable[[Any], Any]
+"""A key of a mapping or an object, or a function of it."""
+
+
+def checked_reading(who: str, given: Any) -> None:
+    """Raise ``ConfigError`` on what is neither a key nor a function nor None."""
+    if not (given is None or callable(given) or (isinstance(given, str) and given)):
+        raise ConfigError(f"{who} is {given!r}; give a key, or a function")
+
+
+def read(value: Any, reading: Reading, who: str) -> Any:
+    """What ``reading`` finds in ``value``.
+
+    Raises:
+        ConfigError: ``value`` has no such key.
+    """
+    if not isinstance(reading, str):
+        return reading(value)
+    if isinstance(value, Mapping):
+        if reading in value:
+            return value[reading]
+        has = f"it has {', '.join(map(repr, value))}"
+    else:
+        if hasattr(value, reading):
+            return getattr(value, reading)
+        has = f"it is a {type(value).__name__}"
+    raise ConfigError(f"{who} is {reading!r}, and there is no such key: {has}; give one of its keys, or a function")
 
 
 def as_text(value: Any) -> str:
@@ -34,6 +64,8 @@ def as_text(value: Any) -> str:
 
 def step_of(value: Any) -> Step:
     """The step that a chain's input asks: its messages where it has some, else the input as text."""
+    if isinstance(value, Step):
+        return value
     if isinstance(value, str):
         return Step.of(value)
     messages: list[BaseMessage] | None = None

@@ -140,7 +140,7 @@ async def run_tasks(
 
     async def one(task: Task) -> Failure | None:
         async with gate:
-            graph = recovery_graph(task.recovery, checkpointer=InMemorySaver())
+            graph = recovery_graph(task.recovery, checkpointer=InMemorySaver(), interrupts=True)
             state = await graph.ainvoke(step_input(task.step), {"configurable": {"thread_id": task.step.id}})
             case = load(Case, state["recovery"])
             failure = None

@@ -30,7 +30,7 @@ def model() -> LocalSampler:
 
 def test_a_real_models_failures_are_rescued_by_its_own_programs(model: LocalSampler) -> None:
     recovery = Recovery(sampler=model, verifier=ExactVerifier(), tool=ProgramTool(), max_tokens=160, seed=7)
-    graph = recovery_graph(recovery, interrupts=False)
+    graph = recovery_graph(recovery)
     outcomes = []
     for a, b in ((738, 962), (847, 593)):
         step = Step.of(f"What is {a} times {b}? End with one line: Answer: <number>", expected=str(a * b))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, Unpack
 
 from rfx_agent.errors import ConfigError, Unresolved
 
@@ -15,7 +16,7 @@ try:
 except ImportError as error:
     raise ConfigError("langchain is not installed; install it with: pip install 'rfx-agent[langchain]'") from error
 
-from langchain_core.messages import BaseMessage, convert_to_openai_messages
+from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_messages
 
 from rfx_agent.adapters.agent.answers import (
     Answer,
@@ -32,23 +33,26 @@ from rfx_agent.adapters.agent.state import AgentRun, Purses, RecoverabilityState
 from rfx_agent.adapters.agent.thing import AgentModel, Parameters, answer_of, fits, rollout_of_response
 from rfx_agent.adapters.agent.tools import ToolCheck, ToolHooks, checked_checks
 from rfx_agent.adapters.attempts import Again, Attempts
+from rfx_agent.adapters.given import (
+    AgentOptions,
+    OnUnresolved,
+    SamplerLike,
+    ToolLike,
+    VerifierLike,
+    checked_unresolved,
+    recovery_of,
+)
 from rfx_agent.adapters.graph.source import streaming
 from rfx_agent.adapters.shield import Shield
-from rfx_agent.budgets.step import Ledger
+from rfx_agent.budgets.step import Ledger, RetryBudget
 from rfx_agent.case import Case
 from rfx_agent.checks import among, whole
 from rfx_agent.engine.drive import Call, Flow, drive, drive_async
 from rfx_agent.engine.nodes import diagnose, judged, recover, start, until_asked
 from rfx_agent.engine.run import Run
 from rfx_agent.engine.settings import Settings
-from rfx_agent.ports import Sampler, Tool, Verifier
 from rfx_agent.records import Message, SampleRequest, Spend, Step
-
-if TYPE_CHECKING:
-    from rfx_agent.budgets.step import RetryBudget
-    from rfx_agent.evidence.calibration import Calibration
-    from rfx_agent.policies import Policy
-    from rfx_agent.ports import Scorer
+from rfx_agent.recovery import Recovery
 
 __all__ = ["RecoverabilityMiddleware"]
 
@@ -95,27 +99,30 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
     ``rfx_thread`` over the thread. A subagent is a run of its own, with a budget of its own.
 
     Args:
+        recovery: what to verify and spend. Its temperature and its cap on tokens are those of the tool's input; what
+            draws of the agent take is said here. Or give ``verifier`` and what else differs from ``Recovery``'s
+            defaults by name.
         verifier: judges answers.
-        tool: what ``tool_verify`` runs.
         sampler: the model that drives ``tool``; by default the agent's own, without its tools.
-        scorer: gives an ancestor's log-probabilities, for models that report their own.
-        policy: decides the routes.
+        tool: what ``tool_verify`` runs.
         budget: caps on recovery, in one run or in one call of the model (``per``).
-        calibration: the population that features are scored against.
-        per: what one budget is for.
+        prompt: makes the step, or its prompt, from the model request; by default the request's messages.
+        answer: makes what the verifier reads from the message that answers; by default its text, and a structured
+            response as JSON.
+        expected: makes what the verifier compares with from the model request; no model sees it.
         on_unresolved: whether an answer that nothing rescued raises ``Unresolved``, or comes back with its outcome.
         interrupts: whether a person is asked about it. The question is a node after the model, so that a resume calls
             no model again; it needs a checkpointer.
+        per: what one budget is for.
         recovers: per name of a tool a function of (request, message) that says whether its result will do: True,
             False, or why not. One that will not is asked for again, each time for one attempt of the budget, which
             parallel calls share; then the model is told, by a ``ToolMessage`` with status ``error``.
         tool_retries: most further calls of one tool call.
-        expected: makes what the verifier compares with from the model request; no model sees it.
         step_id: makes the step's name from the model request; by default a digest of its last message.
         temperature: of draws; None for the agent's own.
         max_tokens: most tokens of a draw, set on the model; None leaves that alone and reserves 512.
         takes_temperature: whether the model does; None looks whether it has such a field.
-        options: further parameters of ``Recovery``.
+        options: further parameters of ``Recovery``, such as ``remedies``, ``on_event`` or ``policy``.
 
     Raises:
         ConfigError: a parameter that cannot work.
@@ -129,7 +136,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
     _recovers: Mapping[str, ToolCheck]
     _tool_retries: int
 
-    def __new__(cls, *, interrupts: bool = False, recovers: Any = None, **_: Any) -> RecoverabilityMiddleware:
+    def __new__(cls, *_: Any, interrupts: bool = False, recovers: Any = None, **__: Any) -> RecoverabilityMiddleware:
         """Choose the class by what is asked for: LangChain adds a node for each hook that a class defines."""
         if cls is RecoverabilityMiddleware:
             cls = _CLASSES[bool(interrupts), bool(recovers)]
@@ -137,56 +144,49 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
 
     def __init__(
         self,
+        recovery: Recovery | None = None,
         *,
-        verifier: Verifier,
-        tool: Tool | None = None,
-        sampler: Sampler | None = None,
-        scorer: Scorer | None = None,
-        policy: Policy | None = None,
+        verifier: VerifierLike | None = None,
+        sampler: SamplerLike | None = None,
+        tool: ToolLike | None = None,
         budget: RetryBudget | None = None,
-        calibration: Calibration | None = None,
-        per: Literal["run", "call"] = "run",
-        on_unresolved: Literal["raise", "return"] = "raise",
+        prompt: Callable[[ModelRequest[Any]], Any] | None = None,
+        answer: Callable[[AIMessage], str] | None = None,
+        expected: Callable[[ModelRequest[Any]], Any] | None = None,
+        on_unresolved: OnUnresolved = "raise",
         interrupts: bool = False,
+        per: Literal["run", "call"] = "run",
         recovers: Mapping[str, ToolCheck] | None = None,
         tool_retries: int = 2,
-        expected: Callable[[ModelRequest[Any]], Any] | None = None,
         step_id: Callable[[ModelRequest[Any]], str] | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
         takes_temperature: bool | None = None,
-        **options: Any,
+        **options: Unpack[AgentOptions],
     ) -> None:
         super().__init__()
         self.tools = []
         among(f"{_ME}: per", per, ("run", "call"))
-        among(f"{_ME}: on_unresolved", on_unresolved, ("raise", "return"))
+        checked_unresolved(_ME, on_unresolved)
         among(f"{_ME}: interrupts", interrupts, (True, False))
         whole(f"{_ME}: tool_retries", tool_retries)
-        for name, value in (("expected", expected), ("step_id", step_id)):
+        for name, value in (("prompt", prompt), ("answer", answer), ("expected", expected), ("step_id", step_id)):
             if value is not None and not callable(value):
                 raise ConfigError(f"{_ME}: {name} is {value!r}; give a function of the model request")
-        known = {f.name for f in fields(Settings) if f.init} - {"sampler"}
-        if unknown := sorted(set(options) - known):
-            raise ConfigError(f"{_ME}: unknown parameter {unknown[0]!r}; Recovery's are {', '.join(sorted(known))}")
-        if interrupts and options.get("escalator") is not None:
+        named = {"verifier": verifier, "sampler": sampler, "tool": tool, "budget": budget}
+        made: Recovery = recovery_of(RecoverabilityMiddleware, recovery, named, options)
+        draws: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+        draws = {name: value for name, value in draws.items() if value is not None}
+        self._settings = replace(made, **draws) if draws else made
+        if interrupts and made.escalator is not None:
             raise ConfigError(f"{_ME}: interrupts is True and escalator is set; give one way to ask a person")
-        given = {
-            "tool": tool,
-            "scorer": scorer,
-            "policy": policy,
-            "budget": budget,
-            "calibration": calibration,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-        }
-        options |= {name: value for name, value in given.items() if value is not None}
-        self._settings = Settings(sampler, verifier, **options)
         self._per, self._on_unresolved, self._interrupts = per, on_unresolved, interrupts
         self._parameters = Parameters(temperature, max_tokens, takes_temperature)
         self._recovers, self._tool_retries = checked_checks(recovers), tool_retries
-        self._expected, self._step_id = expected, step_id
+        self._prompt, self._answer_text, self._expected, self._step_id = prompt, answer, expected, step_id
         self._purses = Purses(self._settings.budget)
+
+    __new__.__signature__ = inspect.signature(__init__)  # type: ignore[attr-defined]  # what help and an IDE show
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from rfx_agent.adapters.attempts import Attempts, Made
 from rfx_agent.adapters.chain.thing import Chain, Draw
 from rfx_agent.adapters.shield import Shield
-from rfx_agent.adapters.texts import spoken, step_of
+from rfx_agent.adapters.texts import Reading, as_text, read, spoken, step_of
 from rfx_agent.case import Attempt, Case
 from rfx_agent.engine.drive import Flow
 from rfx_agent.engine.nodes import First, judged, recover, start
@@ -45,10 +45,13 @@ class Plan:
 
     chain: Runnable[Any, Any]
     run: Run
+    _: KW_ONLY
+    prompt: Reading | None
+    answer: Reading | None
+    expected: Reading | None
+    returns: bool
     restore: Callable[[str], Any] | None
-    prompt: Callable[[Any], str | Step] | None
     revise: Callable[[Any, str], Any] | None
-    text: Callable[[Any], str]
     failures: tuple[type[Exception], ...]
     run_name: str
     speculative: bool
@@ -72,7 +75,7 @@ class Plan:
             run=run,
             step=self._step(value),
             model=self.run.sampler,
-            text=self.text,
+            text=self._text,
             failures=self.failures,
             streaming=streaming,
             revise=self.revise,
@@ -104,10 +107,13 @@ class Plan:
         return self._chosen((yield from recover(run, case)), attempts, streaming=thing.streaming)
 
     def _step(self, value: Any) -> Step:
-        if self.prompt is None:
-            return step_of(value)
-        given = self.prompt(value)
-        return given if isinstance(given, Step) else Step.of(given)
+        step = step_of(value if self.prompt is None else read(value, self.prompt, "with_recovery: prompt"))
+        if self.expected is None:
+            return step
+        return replace(step, expected=read(value, self.expected, "with_recovery: expected"))
+
+    def _text(self, output: Any) -> str:
+        return as_text(output if self.answer is None else read(output, self.answer, "with_recovery: answer"))
 
     def _chosen(self, case: Case, attempts: Attempts, *, streaming: bool) -> Draw[Any]:
         outcome = case.outcome

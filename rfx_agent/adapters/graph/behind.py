@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.channels import LastValue
 from langgraph.graph import StateGraph
 from langgraph.types import Command
 
+from rfx_agent.adapters.given import (
+    OnUnresolved,
+    Options,
+    SamplerLike,
+    ToolLike,
+    VerifierLike,
+    checked_unresolved,
+    recovery_of,
+)
 from rfx_agent.adapters.graph.keys import Answer, Keys, Reading, answer_in, read, replaced
 from rfx_agent.adapters.graph.recovery_graph import RecoveryInput, case_of, outcome_of, recovery_graph, step_input
 from rfx_agent.adapters.graph.source import Given
+from rfx_agent.budgets.step import RetryBudget
 from rfx_agent.errors import ConfigError, Unresolved
 from rfx_agent.records import Rollout
 from rfx_agent.samplers.chat import ended
@@ -24,17 +34,23 @@ __all__ = ["add_recovery"]
 def add_recovery(
     builder: StateGraph[Any, Any, Any, Any],
     after: str,
+    recovery: Given | None = None,
     *,
-    recovery: Given,
+    verifier: VerifierLike | None = None,
+    sampler: SamplerLike | None = None,
+    tool: ToolLike | None = None,
+    budget: RetryBudget | None = None,
     prompt: Reading = "messages",
     answer: str = "messages",
     expected: Reading | None = None,
     outcome: str | None = None,
     goto: str | None = None,
     unresolved: str | None = None,
-    interrupts: bool = True,
+    on_unresolved: OnUnresolved | None = None,
+    interrupts: bool = False,
     name: str = "recover",
     nodes: Sequence[str] = (),
+    **options: Unpack[Options],
 ) -> None:
     """Put the recovery graph behind the node ``after`` of ``builder``, as a node called ``name``.
 
@@ -48,23 +64,30 @@ def add_recovery(
     Args:
         builder: the graph, not compiled yet.
         after: the node whose answers are to be verified.
-        recovery: what to sample, verify and spend; or a function that makes it of the run's context.
+        recovery: what to sample, verify and spend; or a function that makes it of the run's context. Or give
+            ``verifier``, ``sampler`` and what else differs from ``Recovery``'s defaults by name.
+        verifier: judges the answer as text.
+        sampler: the model that is sampled again, on the prompt.
+        tool: what ``tool_verify`` runs.
+        budget: caps on one failure.
         prompt: the key of the prompt (text or messages), or a function from the state to text, messages or a
             ``Step``. Where it is the same key as ``answer``, the messages before the answer are the prompt.
         answer: the key of the answer: text, or messages, of which the last AI message is the answer. A key with a
             reducer is given the new message alone, under the failed one's id: ``add_messages`` replaces that one.
         expected: the key of what the verifier compares with, or a function of the state.
-        outcome: a key that takes the outcome, as a dict with ``status``; without an answer that anybody vouches for,
-            the failed one then stays in the state. Without this key, and without ``unresolved``, that raises.
+        outcome: a key that takes the outcome, as a dict with ``status``.
         goto: the node to go on to, in place of those that ``after`` led to.
         unresolved: the node to go to where there is no answer.
-        interrupts: whether a person is asked when nothing helps.
+        on_unresolved: whether a failure that nothing rescued raises ``Unresolved``, or leaves the failed answer in the
+            state. By default it raises, unless ``outcome`` or ``unresolved`` tells it.
+        interrupts: whether a person is asked when nothing helps. It needs a checkpointer on the parent graph.
         name: of the new node.
         nodes: as ``recovery_graph`` takes them.
+        options: further parameters of ``Recovery``, such as ``remedies``, ``on_event`` or ``policy``.
 
     Raises:
         ConfigError: on parameters that do not fit the graph, and on edges that cannot be led through the new node.
-        Unresolved: when the graph runs, if there is no answer and neither ``outcome`` nor ``unresolved`` is set.
+        Unresolved: when the graph runs, if there is no answer, as ``on_unresolved`` says.
     """
     keys = Keys(prompt, answer, expected, outcome)
     keys.check("add_recovery")
@@ -82,9 +105,14 @@ def add_recovery(
             f"add_recovery: unresolved is {unresolved!r}, but {after} is joined with other nodes before "
             f"{sorted(end for _, end in joined)}; give outcome= and branch behind the join"
         )
-    graph = recovery_graph(recovery, interrupts=interrupts, name=name, nodes=nodes)
+    named = {"verifier": verifier, "sampler": sampler, "tool": tool, "budget": budget}
+    given: Given = recovery_of(add_recovery, recovery, named, options, factory=True)
+    returns = outcome is not None or unresolved is not None
+    if on_unresolved is not None:
+        returns = checked_unresolved("add_recovery", on_unresolved) == "return"
+    graph = recovery_graph(given, interrupts=interrupts, name=name, nodes=nodes)
     plain = isinstance(builder.channels.get(answer), LastValue)
-    mapping = _Mapping(keys, plain, tuple(sorted(leads)), unresolved, after)
+    mapping = _Mapping(keys, plain, tuple(sorted(leads)), unresolved, after, returns)
 
     def recover(state: Any, config: RunnableConfig) -> Any:
         asked = mapping.asked(state)
@@ -119,6 +147,7 @@ class _Mapping:
     leads: tuple[str, ...]
     unresolved: str | None
     after: str
+    returns: bool
 
     def asked(self, state: Any) -> RecoveryInput | None:
         """The recovery graph's input, or None where there is no answer to look at."""
@@ -136,7 +165,7 @@ class _Mapping:
         outcome = outcome_of(output)
         update = {} if self.keys.outcome is None else {self.keys.outcome: output["outcome"]}
         if not outcome.ok or outcome.text is None:
-            if self.unresolved is None and not update:
+            if not self.returns:
                 raise Unresolved(outcome.sentence, case=case_of(output))
             return self._to(self.leads if self.unresolved is None else (self.unresolved,), update)
         if outcome.status != "accepted":

@@ -6,15 +6,34 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import set_config_context
 from langgraph.errors import GraphInterrupt
 
-from rfx_agent.adapters.attempts import Again, Attempts, Made, Thing, in_context, response_id
+from rfx_agent.adapters.attempts import (
+    FAILURES,
+    Again,
+    Attempts,
+    Made,
+    Thing,
+    checked_failures,
+    in_context,
+    response_id,
+)
+from rfx_agent.adapters.given import (
+    OnUnresolved,
+    Options,
+    SamplerLike,
+    ToolLike,
+    VerifierLike,
+    checked_unresolved,
+    recovery_of,
+)
 from rfx_agent.adapters.graph.keys import Answer, Keys, Reading, answer_in, located, put, replaced
 from rfx_agent.adapters.graph.source import Given, Source, streaming
+from rfx_agent.budgets.step import RetryBudget
 from rfx_agent.case import Case
 from rfx_agent.checks import among
 from rfx_agent.codec import plain
@@ -36,38 +55,59 @@ Resample = Literal["node", "model"]
 @overload
 def recoverable(
     node: Node,
+    recovery: Given | None = None,
     *,
-    recovery: Given,
+    verifier: VerifierLike | None = None,
+    sampler: SamplerLike | None = None,
+    tool: ToolLike | None = None,
+    budget: RetryBudget | None = None,
     prompt: Reading = "messages",
     answer: str = "messages",
     expected: Reading | None = None,
     outcome: str | None = None,
+    on_unresolved: OnUnresolved | None = None,
+    failures: tuple[type[Exception], ...] = ...,
     resample: Resample = "node",
+    **options: Unpack[Options],
 ) -> Node: ...
 
 
 @overload
 def recoverable(
     node: None = None,
+    recovery: Given | None = None,
     *,
-    recovery: Given,
+    verifier: VerifierLike | None = None,
+    sampler: SamplerLike | None = None,
+    tool: ToolLike | None = None,
+    budget: RetryBudget | None = None,
     prompt: Reading = "messages",
     answer: str = "messages",
     expected: Reading | None = None,
     outcome: str | None = None,
+    on_unresolved: OnUnresolved | None = None,
+    failures: tuple[type[Exception], ...] = ...,
     resample: Resample = "node",
+    **options: Unpack[Options],
 ) -> Callable[[Node], Node]: ...
 
 
 def recoverable(
     node: Any = None,
+    recovery: Given | None = None,
     *,
-    recovery: Given,
+    verifier: VerifierLike | None = None,
+    sampler: SamplerLike | None = None,
+    tool: ToolLike | None = None,
+    budget: RetryBudget | None = None,
     prompt: Reading = "messages",
     answer: str = "messages",
     expected: Reading | None = None,
     outcome: str | None = None,
+    on_unresolved: OnUnresolved | None = None,
+    failures: tuple[type[Exception], ...] = FAILURES,
     resample: Resample = "node",
+    **options: Unpack[Options],
 ) -> Any:
     """``node`` of a ``StateGraph`` with recovery behind it: its answer is verified, and recovered where it fails.
 
@@ -84,36 +124,67 @@ def recoverable(
     Functions stay functions with their signature, coroutines coroutines, Runnables Runnables. Every event goes to
     LangGraph's custom stream and to the recovery's own hook.
 
+    An exception of the node's own passes through, so that a retry policy of the node sees it; one of ``failures`` is a
+    failed answer.
+
     Args:
         node: a function, coroutine function or Runnable, as ``StateGraph.add_node`` takes them; None to decorate.
         recovery: what to verify and spend; its sampler drives the tool. Or a function that makes it of the run's
-            context.
+            context. Or give ``verifier`` and what else differs from ``Recovery``'s defaults by name.
+        verifier: judges the answer as text.
+        sampler: the model that drives ``tool``, and that ``resample="model"`` samples.
+        tool: what ``tool_verify`` runs.
+        budget: caps on one run of the node.
         prompt: the key of the state that holds the prompt (text or messages), or a function from the state to text,
             messages or a ``Step``.
         answer: the key of the node's update that holds the answer: text, or messages, of which the last AI message
             is the answer.
         expected: the key of what the verifier compares with, or a function of the state.
         outcome: a key of the state that takes the outcome, as a dict with ``status``, for the edge behind the node to
-            look at. A failure that nothing rescued then keeps the node's own update instead of raising ``Unresolved``.
+            look at.
+        on_unresolved: whether a failure that nothing rescued raises ``Unresolved``, or keeps the node's own update. By
+            default it raises, unless there is an ``outcome`` key to tell it.
+        failures: exceptions of the node that are failed answers, not a node out of order.
         resample: what is sampled again, the ``node`` or the recovery's ``model``, on the prompt alone.
+        options: further parameters of ``Recovery``, such as ``remedies``, ``on_event`` or ``policy``.
 
     Raises:
         ConfigError: on parameters that cannot work; when the graph runs, an answer that is neither text nor messages.
-        Unresolved: when the graph runs, if there is no answer that anybody vouches for and no ``outcome`` key.
+        Unresolved: when the graph runs, if there is no answer that anybody vouches for, as ``on_unresolved`` says.
     """
     keys = Keys(prompt, answer, expected, outcome)
     keys.check("recoverable")
-    source = Source(recovery, where="recoverable")
-    if source.fixed is not None and source.fixed.sampler is None and source.fixed.tool is not None:
-        raise ConfigError("recoverable: the recovery has a tool and no sampler; give the model that is to drive it")
+    named = {"verifier": verifier, "sampler": sampler, "tool": tool, "budget": budget}
+    source = Source(recovery_of(recoverable, recovery, named, options, factory=True), where="recoverable")
     among("recoverable: resample", resample, ("node", "model"))
-    make = functools.partial(_wrapped, source=source, keys=keys, again=resample == "node")
+    if source.fixed is not None and source.fixed.sampler is None:
+        if source.fixed.tool is not None:
+            raise ConfigError("recoverable: the recovery has a tool and no sampler; give the model that is to drive it")
+        if resample == "model":
+            raise ConfigError("recoverable: resample is 'model' and there is no sampler; give sampler=")
+    returns = outcome is not None
+    if on_unresolved is not None:
+        returns = checked_unresolved("recoverable", on_unresolved) == "return"
+    checked_failures("recoverable", failures)
+    plan = _Plan(source, keys, resample == "node", returns, failures)
+    make = functools.partial(_wrapped, plan=plan)
     return make if node is None else make(node)
 
 
-def _wrapped(node: Any, *, source: Source, keys: Keys, again: bool) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The parameters of ``recoverable``, checked; ``again`` says whether the node is what is sampled again."""
+
+    source: Source
+    keys: Keys
+    again: bool
+    returns: bool
+    failures: tuple[type[Exception], ...]
+
+
+def _wrapped(node: Any, *, plan: _Plan) -> Any:
     if isinstance(node, Runnable):
-        return RecoverableNode(node, source, keys, again=again)
+        return RecoverableNode(node, plan)
     call = getattr(node, "__call__", None)  # noqa: B004  # an object may have an async one
     if not callable(node) or inspect.isgeneratorfunction(node) or inspect.isasyncgenfunction(node):
         raise ConfigError(f"recoverable: node is {node!r}; give a function that returns an update, or a Runnable")
@@ -136,7 +207,7 @@ def _wrapped(node: Any, *, source: Source, keys: Keys, again: bool) -> Any:
         async def arun(*args: Any, **kwargs: Any) -> Any:
             output = await node(*args, **kwargs)
             state, again_ = given(args, kwargs)
-            return await _arecovered(name, output, state, Rerun(None, again_ if again else None), source, keys)
+            return await _arecovered(name, output, state, Rerun(None, again_ if plan.again else None), plan)
 
         return arun
 
@@ -144,7 +215,7 @@ def _wrapped(node: Any, *, source: Source, keys: Keys, again: bool) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         output = node(*args, **kwargs)
         state, again_ = given(args, kwargs)
-        return _recovered(name, output, state, Rerun(again_ if again else None, None), source, keys)
+        return _recovered(name, output, state, Rerun(again_ if plan.again else None, None), plan)
 
     return run
 
@@ -152,37 +223,37 @@ def _wrapped(node: Any, *, source: Source, keys: Keys, again: bool) -> Any:
 class RecoverableNode(Runnable[Any, Any]):
     """What ``recoverable`` makes of a Runnable."""
 
-    def __init__(self, node: Runnable[Any, Any], source: Source, keys: Keys, *, again: bool) -> None:
+    def __init__(self, node: Runnable[Any, Any], plan: _Plan) -> None:
         self.name = node.get_name()
-        self._node, self._source, self._keys, self._again = node, source, keys, again
+        self._node, self._plan = node, plan
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002  # LangChain's name
         """The node's update for ``input``, recovered where it failed."""
         output = self._node.invoke(input, config, **kwargs)
-        call = Rerun(lambda c, state: self._node.invoke(state, c, **kwargs), None) if self._again else Rerun(None, None)
-        return _recovered(self.name or "", output, input, call, self._source, self._keys)
+        again = self._plan.again
+        call = Rerun(lambda c, state: self._node.invoke(state, c, **kwargs), None) if again else Rerun(None, None)
+        return _recovered(self.name or "", output, input, call, self._plan)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002  # LangChain's name
         """The same on the running event loop."""
         output = await self._node.ainvoke(input, config, **kwargs)
-        call = (
-            Rerun(None, lambda c, state: self._node.ainvoke(state, c, **kwargs)) if self._again else Rerun(None, None)
-        )
-        return await _arecovered(self.name or "", output, input, call, self._source, self._keys)
+        again = self._plan.again
+        call = Rerun(None, lambda c, state: self._node.ainvoke(state, c, **kwargs)) if again else Rerun(None, None)
+        return await _arecovered(self.name or "", output, input, call, self._plan)
 
 
-def _recovered(name: str, output: Any, state: Any, call: Rerun, source: Source, keys: Keys) -> Any:
-    answer = answer_in(located(output, keys.answer))
+def _recovered(name: str, output: Any, state: Any, call: Rerun, plan: _Plan) -> Any:
+    answer = answer_in(located(output, plan.keys.answer))
     if answer is None:
         return output
-    return drive(_First(name, keys, output, answer, state, call).recovered(source.get()))
+    return drive(_First(name, plan, output, answer, state, call).recovered(plan.source.get()))
 
 
-async def _arecovered(name: str, output: Any, state: Any, call: Rerun, source: Source, keys: Keys) -> Any:
-    answer = answer_in(located(output, keys.answer))
+async def _arecovered(name: str, output: Any, state: Any, call: Rerun, plan: _Plan) -> Any:
+    answer = answer_in(located(output, plan.keys.answer))
     if answer is None:
         return output
-    return await drive_async(_First(name, keys, output, answer, state, call).recovered(await source.aget()))
+    return await drive_async(_First(name, plan, output, answer, state, call).recovered(await plan.source.aget()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +336,7 @@ class _First:
     """A node's first output that has an answer, and what it takes to recover it."""
 
     name: str
-    keys: Keys
+    plan: _Plan
     output: Any
     answer: Answer
     state: Any
@@ -279,10 +350,11 @@ class _First:
         run = Run.of(recovery, on_event=streaming(recovery))
         candidate = rollout_in(self.answer)
         candidate = replace(candidate, response_id=candidate.response_id or response_id(1))
-        first = yield from judged(run, self.keys.step(self.state), candidate)
-        if self.keys.outcome is None and first.let_through(run):
+        keys = self.plan.keys
+        first = yield from judged(run, keys.step(self.state), candidate)
+        if keys.outcome is None and first.let_through(run):
             return self.output
-        attempts = Attempts(NodeAgain(self.name, self.call, self.keys, self.state, recovery.sampler))
+        attempts = Attempts(NodeAgain(self.name, self.call, keys, self.state, recovery.sampler))
         attempts.first(Made(candidate, self.output))
         if self.call.run is not None or self.call.arun is not None:
             run = replace(run, sampler=attempts)
@@ -291,10 +363,11 @@ class _First:
     def _update(self, case: Case, attempts: Attempts) -> Any:
         outcome = case.outcome
         assert outcome is not None  # noqa: S101  # recover gives one
-        key, output = self.keys.answer, self.output
-        record = {} if self.keys.outcome is None else {self.keys.outcome: plain(outcome)}
+        keys, output = self.plan.keys, self.output
+        key = keys.answer
+        record = {} if keys.outcome is None else {keys.outcome: plain(outcome)}
         if not outcome.ok or outcome.text is None:
-            if not record:
+            if not self.plan.returns:
                 raise Unresolved(outcome.sentence, case=case)
         elif outcome.status != "accepted":
             same = [x for x in case.rollouts if x.text == outcome.text and x.response_id in attempts.outputs]

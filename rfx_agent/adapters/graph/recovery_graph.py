@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NotRequired
+from typing import Any, NotRequired, Unpack
 
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END, START, StateGraph
@@ -30,8 +30,10 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, Command
 from typing_extensions import TypedDict
 
+from rfx_agent.adapters.given import Options, SamplerLike, ToolLike, VerifierLike, recovery_of
 from rfx_agent.adapters.graph.ask import ask_person
 from rfx_agent.adapters.graph.source import Given, Source, streaming, task_id
+from rfx_agent.budgets.step import RetryBudget
 from rfx_agent.case import Case, Outcome
 from rfx_agent.codec import dump, load, load_case, plain, unreadable
 from rfx_agent.engine.drive import Flow, drive, drive_async
@@ -97,43 +99,55 @@ def case_of(state: RecoveryOutput | dict[str, Any]) -> Case:
 
 
 def recovery_graph(
-    recovery: Given,
+    recovery: Given | None = None,
     *,
+    verifier: VerifierLike | None = None,
+    sampler: SamplerLike | None = None,
+    tool: ToolLike | None = None,
+    budget: RetryBudget | None = None,
     context_schema: type[Any] | None = None,
-    interrupts: bool = True,
+    interrupts: bool = False,
     checkpointer: Checkpointer = None,
     name: str = "recovery",
     nodes: Sequence[str] = (),
+    **options: Unpack[Options],
 ) -> CompiledStateGraph[RecoveryState, Any, RecoveryInput, RecoveryOutput]:
     """The recovery graph, compiled: on its own with a checkpointer, or as a node of another graph.
 
     Args:
         recovery: what to sample, verify and spend; or a function that makes it of the run's context, called in every
-            node, so let it give the same object for the same context.
+            node, so let it give the same object for the same context. Or give ``verifier``, ``sampler`` and what else
+            differs from ``Recovery``'s defaults by name.
+        verifier: judges answers.
+        sampler: the model that is sampled.
+        tool: what ``tool_verify`` runs.
+        budget: caps on one step.
         context_schema: of the context that such a function takes: a pydantic model, a dataclass or a TypedDict.
-        interrupts: whether ``escalate`` interrupts for a person. Without it a failure that nothing rescued ends
-            ``unresolved``. An interrupt needs a checkpointer, here or in the parent graph.
+        interrupts: whether ``escalate`` interrupts for a person. By default it does not, and a failure that nothing
+            rescued ends ``unresolved``. An interrupt needs a checkpointer, here or in the parent graph.
         checkpointer: as ``StateGraph.compile`` takes it.
         name: the graph's name in traces and drawings.
         nodes: further nodes, for remedies of one's own, where ``recovery`` is a function: what it will give is not
             known when the graph is built.
+        options: further parameters of ``Recovery``, such as ``remedies``, ``on_event`` or ``policy``.
 
     Raises:
         ConfigError: ``recovery`` is neither.
     """
-    source = Source(recovery, where="recovery_graph")
+    named = {"verifier": verifier, "sampler": sampler, "tool": tool, "budget": budget}
+    source = Source(recovery_of(recovery_graph, recovery, named, options, factory=True), where="recovery_graph")
     own = [] if source.fixed is None else [r.node or r.name for r in chosen(source.fixed).values()]
-    remedies = list(dict.fromkeys((*_NODES, *own, *nodes)))
+    reachable = list(dict.fromkeys((*_NODES, *own, *nodes)))
 
     def opened(run: Run, state: RecoveryState) -> Flow[Case]:
         return diagnose(run, _opened(run, state), human=interrupts)
 
     def routed(case: Case) -> Command[str]:
         route = case.decision.route
-        if case.outcome is None and case.ask is None and route not in remedies:
+        if case.outcome is None and case.ask is None and route not in reachable:
             raise ConfigError(
                 f"recovery graph: policy {case.decision.policy} chose route {route!r} on step {case.step.id}, and the "
-                f"graph has no such node; name it in recovery_graph(nodes=[...]), or choose among {remedies}"
+                f"graph has no such node; name it in recovery_graph(nodes=[...]), or choose among {reachable}"
             )
         return _routed(case)
 
@@ -143,10 +157,10 @@ def recovery_graph(
     builder.add_node(
         "diagnose",
         _flow_node("diagnose", source, opened, routed),
-        destinations=(*remedies, "escalate", END) if interrupts else (*remedies, END),
+        destinations=(*reachable, "escalate", END) if interrupts else (*reachable, END),
     )
     builder.add_edge(START, "diagnose")
-    for node in remedies:
+    for node in reachable:
         flow = _flow_node(node, source, _kept(carry_out), _returned)
         builder.add_node(node, flow, destinations=("diagnose",))
     if interrupts:

@@ -1,0 +1,148 @@
+"""What every way in takes: a ``Recovery``, or a verifier and the options to make one of."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+
+from rfx_agent import ports
+from rfx_agent.budgets.shared import SharedBudget
+from rfx_agent.budgets.step import Price
+from rfx_agent.checks import among
+from rfx_agent.errors import ConfigError
+from rfx_agent.events import Event
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.policies.base import Policy
+from rfx_agent.recovery import Escalation, Recovery
+
+__all__ = [
+    "FACTORY",
+    "AgentOptions",
+    "OnUnresolved",
+    "Options",
+    "SamplerLike",
+    "ToolLike",
+    "VerifierLike",
+    "checked_unresolved",
+    "recovery_of",
+]
+
+VerifierLike: TypeAlias = ports.Verifier | Callable[..., Any]
+"""A verifier; a bare function of the text, or of step and rollout, is a proof (``FunctionVerifier``)."""
+SamplerLike: TypeAlias = ports.Sampler | Runnable[Any, Any] | str
+"""A sampler, a LangChain chat model, or a string as ``init_chat_model`` takes it."""
+ToolLike: TypeAlias = ports.Tool | BaseTool
+"""A tool of ours, or one of LangChain's."""
+OnUnresolved = Literal["raise", "return"]
+"""What becomes of a failure that nothing rescued: ``Unresolved`` is raised, or the failed answer is returned."""
+
+
+class AgentOptions(TypedDict, total=False):
+    """Further parameters of ``rfx_agent.Recovery``, which documents them; those of an agent's draws are its own."""
+
+    remedies: Sequence[ports.Remedy] | None
+    on_event: Callable[[Event], None] | None
+    scorer: ports.Scorer | None
+    steerer: ports.Steerer | None
+    escalator: ports.Escalator | None
+    policy: Policy
+    calibration: Calibration
+    shared: SharedBudget | None
+    price: Price | None
+    accept: float
+    hold_first: bool
+    second_opinion: VerifierLike | None
+    correlation: float
+    unconfirmed: Literal["return", "unresolved"]
+    extra_samples: int | None
+    concurrency: int
+    tool_temperature: float
+    verdict_seconds: float | None
+    seed: int | None
+    escalation: Escalation
+    traces: ports.TraceStore | None
+    clock: Callable[[], float]
+
+
+class Options(AgentOptions, total=False):
+    """Further parameters of ``rfx_agent.Recovery``, which documents them."""
+
+    temperature: float
+    max_tokens: int
+
+
+FACTORY = "a function from the run's context to a Recovery"
+_NAMES = (*AgentOptions.__annotations__, *Options.__annotations__, "verifier", "sampler", "tool", "budget")
+_INTERRUPTS = (
+    "interrupts is no parameter here, because a resume would run it again from its top; to ask a person use "
+    "add_recovery(..., interrupts=True), or give an escalator="
+)
+
+
+def recovery_of(
+    where: Callable[..., Any],
+    recovery: Any,
+    named: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    factory: bool = False,
+) -> Any:
+    """The recovery that a way in was given, or made of its verifier and its options.
+
+    Args:
+        where: the way in, for messages; what its signature names can be meant by a misspelt option.
+        recovery: what stands in the place of a ``Recovery``; None where there is none.
+        named: the parameters of ``Recovery`` that the way in names; None is not given.
+        options: the others.
+        factory: whether a function from the run's context to a ``Recovery`` will do too.
+
+    Raises:
+        ConfigError: neither or both are given, or a name is none of theirs.
+    """
+    who = where.__name__
+    for name in options:
+        if name not in _NAMES:
+            raise ConfigError(_unknown(who, name, list(inspect.signature(where).parameters)))
+    given = {name: value for name, value in named.items() if value is not None} | dict(options)
+    if recovery is None:
+        if "verifier" not in given:
+            raise ConfigError(
+                f"{who}: verifier is missing; give a Recovery, or verifier=, such as verifier=MathVerifier()"
+            )
+        return Recovery(**given)
+    if isinstance(recovery, Recovery):
+        if given:
+            raise ConfigError(
+                f"{who}: a Recovery and {', '.join(map('{}='.format, given))} are given; give one of them, or change "
+                "the recovery: dataclasses.replace(recovery, ...)"
+            )
+        return recovery
+    if factory and callable(recovery) and not isinstance(recovery, type) and not hasattr(recovery, "verify"):
+        if given:
+            raise ConfigError(
+                f"{who}: {FACTORY} and {', '.join(map('{}='.format, given))} are given; give them to the Recovery that "
+                "it makes"
+            )
+        return recovery
+    more = f", or {FACTORY}" if factory else ""
+    raise ConfigError(f"{who}: recovery is {recovery!r}; give a Recovery{more}; a verifier goes by name: verifier=...")
+
+
+def checked_unresolved(who: str, given: Any) -> OnUnresolved:
+    """``on_unresolved``, checked."""
+    value: OnUnresolved = among(f"{who}: on_unresolved", given, ("raise", "return"))
+    return value
+
+
+def _unknown(who: str, name: str, own: Sequence[str]) -> str:
+    if name == "interrupts":
+        return f"{who}: {_INTERRUPTS}"
+    known = sorted({*own, *_NAMES} - {"options", "args", "kwargs", "self"})
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"do you mean {near[0]}=? " if near else ""
+    return f"{who}: there is no parameter {name!r}; {meant}Its parameters are {', '.join(known)}"
