@@ -1,8 +1,8 @@
 """What the engine asks of the outside: one base class per port.
 
 Ports are sync and async; both sides do the same, with the same parameters. Derive from the base class: it has a default
-for every optional member, and runs the sync side in a thread where there is no async one. In ``Recovery``, an object
-that has the required members without deriving is accepted too, with the same defaults (``adopted``).
+for every optional member, and runs the sync side in a thread where there is no async one. What else is taken in the
+place of a port, such as a function or a chat model, is in ``rfx_agent.accepted``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from rfx_agent.errors import ConfigError
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rfx_agent.budgets.limits import Account, Claim, Grant, Reservation
@@ -40,10 +38,7 @@ __all__ = [
     "Tool",
     "TraceStore",
     "Verifier",
-    "adopted",
 ]
-
-P = TypeVar("P")
 
 
 class Sampler(ABC):
@@ -125,7 +120,8 @@ class Remedy(ABC):
 class Verifier(ABC):
     """Something that tells a success from a failure.
 
-    A "no" is a ``Verdict``. An exception is a broken verifier; the engine turns it into ``VerifierError``.
+    A "no" is a ``Verdict``. An exception is a broken verifier; the engine turns it into ``VerifierError``, but for a
+    ``ConfigError``, which stays one.
 
     Attributes:
         name: what it is, for records and messages.
@@ -158,6 +154,10 @@ class Verifier(ABC):
     def bound(self, step: Step, rollout: Rollout) -> Usage | None:
         """The most that this verdict can cost in model calls; reserved before it is asked for. None: it is free."""
         return None
+
+    def check_step(self, step: Step) -> None:  # noqa: B027  # most verifiers need nothing of a step
+        """Raise ``ConfigError`` where no answer to ``step`` can be judged, such as for want of anything to compare
+        with. Asked when a step begins, before a model is paid; by default every step will do."""
 
 
 class Tool(ABC):
@@ -339,60 +339,3 @@ class BudgetStore(ABC):
     @abstractmethod
     def accounts(self, prefix: str = "") -> list[Account]:
         """All accounts whose name begins with ``prefix``, by name."""
-
-
-def adopted(port: type[P], value: object, *, where: str) -> P:
-    """``value`` as a ``port``: itself where it derives from it, else its members with the port's defaults.
-
-    Args:
-        port: a class of this module.
-        value: what a user gave.
-        where: whose parameter it is, for the message.
-
-    Raises:
-        ConfigError: ``value`` lacks a required member.
-
-    Example:
-        >>> class Echo:
-        ...     name = "echo"
-        ...     def sample(self, request): ...
-        >>> adopted(Sampler, Echo(), where="recovery: sampler").max_calls
-        1
-    """
-    if isinstance(value, port):
-        return value
-    required = _required(port)
-    if isinstance(value, type) or not all(hasattr(value, name) for name in required):
-        raise ConfigError(
-            f"{where} is {value!r}; give an instance of a class that derives from "
-            f"rfx_agent.ports.{port.__name__}, or that has {', '.join(sorted(required))}"
-        )
-    return _foreign(port)(value)  # type: ignore[call-arg]  # made below
-
-
-def _required(port: type) -> set[str]:
-    """Members without a default: abstract methods, and attributes that are only annotated."""
-    return {*port.__abstractmethods__, *(n for n in port.__annotations__ if n not in vars(port))}  # type: ignore[attr-defined]
-
-
-def _foreign(port: type[P]) -> type[P]:
-    """A class of ``port`` whose instances pass everything on to an object that does not derive from it."""
-    names = [n for n in (*vars(port), *port.__annotations__) if not n.startswith("_")]
-
-    def init(self: Any, value: Any) -> None:
-        self.__wrapped__ = value
-        for name in names:
-            if hasattr(value, name):
-                setattr(self, name, getattr(value, name))
-
-    def passed_on(self: Any, name: str) -> Any:
-        if "__wrapped__" not in vars(self):  # while it is copied
-            raise AttributeError(name)
-        return getattr(self.__wrapped__, name)
-
-    # The instance's attributes shadow these; without them the class would count as abstract.
-    members: dict[str, Any] = dict.fromkeys(port.__abstractmethods__)  # type: ignore[attr-defined]
-    members["__init__"] = init
-    members["__getattr__"] = passed_on
-    members["__repr__"] = lambda self: f"{port.__name__} of {self.__wrapped__!r}"
-    return type(f"Foreign{port.__name__}", (port,), members)

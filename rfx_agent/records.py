@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import ConfigDict, InstanceOf
 
+from rfx_agent.checks import shown
 from rfx_agent.errors import ConfigError, FeatureError
 from rfx_agent.evidence.opinions import Opinion, Rates
 from rfx_agent.evidence.tables import TopLogprobs
@@ -29,6 +31,7 @@ __all__ = [
     "Evidence",
     "Kind",
     "Message",
+    "Prompt",
     "Rollout",
     "SampleRequest",
     "SampleResult",
@@ -45,6 +48,8 @@ Kind: TypeAlias = Literal["cut", "refused", "no_answer", "malformed", "wrong", "
 """How one rollout failed. It is read off how the rollout ended, never off its reasoning."""
 Message: TypeAlias = Mapping[str, Any]
 """One chat message in OpenAI's format: ``{"role": ..., "content": ...}``."""
+Prompt: TypeAlias = str | Sequence[Message | Any]
+"""What a step can be made of: a text, or chat messages in OpenAI's format or LangChain's."""
 
 _LENIENT = ConfigDict(coerce_numbers_to_str=True)  # of what ports give: a server's id may be a number
 REMEDY_NAME = re.compile(r"[a-z0-9_]+")
@@ -73,11 +78,26 @@ class Step:
     task: str = ""
 
     def __post_init__(self) -> None:
+        messages: Any = self.messages
+        if not isinstance(messages, (list, tuple)):
+            give = "Step.of(text)" if isinstance(messages, str) else "a tuple of chat messages, or Step.of(prompt)"
+            raise ConfigError(f"step: messages is {shown(messages)}; give {give}")
         if not self.messages:
             raise ConfigError("step: messages is empty; give at least one message to sample from")
         for i, message in enumerate(self.messages):
-            if not isinstance(message, Mapping) or "role" not in message:
-                raise ConfigError(f"step: messages[{i}] is {message!r}; give a mapping with 'role' and 'content'")
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise ConfigError(f"step: messages[{i}] is {shown(message)}; give a mapping with 'role' and 'content'")
+            content = message.get("content")
+            if content is not None and not isinstance(content, (str, list, tuple)):
+                raise ConfigError(
+                    f"step: messages[{i}].content is {shown(content)}; give a text or a list of content blocks"
+                )
+        for name in ("id", "task"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"step: {name} is {shown(getattr(self, name))}; give a text")
+        for name, value in (("messages", messages), ("id", self.id), ("task", self.task)):
+            _check_text(name, value)
+        object.__setattr__(self, "messages", tuple(messages))
         if not self.id:
             raw = json.dumps(self.messages, sort_keys=True, default=str).encode()
             object.__setattr__(self, "id", hashlib.sha256(raw).hexdigest()[:12])
@@ -85,18 +105,65 @@ class Step:
     @classmethod
     def of(
         cls,
-        prompt: str | Sequence[Message],
+        prompt: Prompt,
         *,
         system: str | None = None,
         expected: Any = None,
         id: str = "",  # noqa: A002  # the field is called id
         task: str = "",
     ) -> Step:
-        """A step from a prompt string or a list of chat messages, with an optional system message first."""
-        messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+        """A step from a text or a list of chat messages, OpenAI's or LangChain's; ``system`` is put before them.
+
+        Raises:
+            ConfigError: ``prompt`` is neither, or holds a lone surrogate, which no model can be sent.
+
+        Example:
+            >>> Step.of("3 + 4?", system="Be brief.").messages[0]
+            {'role': 'system', 'content': 'Be brief.'}
+        """
+        messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _openai(prompt)
         if system is not None:
+            if not isinstance(system, str):
+                raise ConfigError(f"step: system is {shown(system)}; give a text")
             messages.insert(0, {"role": "system", "content": system})
         return cls(tuple(messages), expected=expected, id=id, task=task)
+
+
+def _openai(prompt: Any) -> list[Message]:
+    """Chat messages in OpenAI's format; those of LangChain, which is loaded where there are any, turned into it."""
+    if not isinstance(prompt, Iterable) or isinstance(prompt, (bytes, bytearray, Mapping)):
+        give = "a text, or a list of chat messages such as [{'role': 'user', 'content': ...}]"
+        raise ConfigError(f"step: the prompt is {shown(prompt)}; give {give}")
+    langchain: Any = sys.modules.get("langchain_core.messages")
+    if langchain is None:
+        return [*prompt]
+    return [
+        dict(langchain.convert_to_openai_messages([x])[0]) if isinstance(x, langchain.BaseMessage) else x
+        for x in prompt
+    ]
+
+
+def _check_text(name: str, value: Any) -> None:
+    """Refuse a lone surrogate anywhere in ``value``: no request, file or checkpoint can hold it."""
+    todo: list[tuple[tuple[Any, ...], Any]] = [((), value)]  # no recursion: a prompt may be nested as deep as it likes
+    while todo:
+        place, item = todo.pop()
+        if isinstance(item, str):
+            if item.isascii():
+                continue
+            try:
+                item.encode()
+            except UnicodeEncodeError as error:
+                where = "".join(f"[{part!r}]" for part in place)
+                raise ConfigError(
+                    f"step: {name}{where} has a lone surrogate, {item[error.start]!r}, at character {error.start}, "
+                    "which cannot be encoded and so reaches no model; replace it, as in "
+                    "text.encode(errors='replace').decode()"
+                ) from None
+        elif isinstance(item, Mapping):
+            todo += [((*place, key), inner) for key, inner in item.items()]
+        elif isinstance(item, (list, tuple)):
+            todo += [((*place, i), inner) for i, inner in enumerate(item)]
 
 
 @dataclass(frozen=True, slots=True)

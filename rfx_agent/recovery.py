@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rfx_agent.accepted import CandidateLike
 from rfx_agent.case import Case
+from rfx_agent.checks import spelled
 from rfx_agent.engine.drive import drive, drive_async
 from rfx_agent.engine.nodes import recover, start
 from rfx_agent.engine.run import Run
-from rfx_agent.engine.settings import Escalation, Settings
-from rfx_agent.records import Rollout, Step
+from rfx_agent.engine.settings import MEANT, Escalation, Settings
+from rfx_agent.records import Prompt, Step
 
 __all__ = ["Escalation", "Recovery"]
 
 
+@spelled("recovery", MEANT)
 @dataclass(frozen=True, slots=True)
 class Recovery(Settings):
     """A sampler, a verifier and the limits under which failed steps are recovered.
@@ -22,13 +25,16 @@ class Recovery(Settings):
     answers are right, by task and remedy, learned from verdicts with measured rates. A confidence rests on it.
 
     Attributes:
-        sampler: the model that fails, and that is sampled again. None where the step comes from a chain, a node or an
+        sampler: the model that fails, and that is sampled again: a sampler, a LangChain chat model or what wraps one,
+            or its name as ``init_chat_model`` takes it. None where the step comes from a chain, a node or an
             agent, which is run again itself; then there is no model to drive ``tool``.
-        verifier: tells a success from a failure.
+        verifier: tells a success from a failure. A plain function of the text, or of the step and the rollout, is one
+            whose pass is a proof; ``FunctionVerifier(fn, weak=True)`` says that it is an opinion.
         remedies: what may be tried on a failure, ``rfx_agent.remedies``; by default ``default_remedies()``: another
             draw, going on from a cut answer, a revision where the verifier says what is wrong. ``tool`` and
             ``steerer`` add theirs.
-        tool: what ``tool_verify`` runs; without it there is no such route.
+        tool: what ``tool_verify`` runs: a tool, a LangChain tool, or a function with a docstring; without it there is
+            no such route.
         scorer: gives an ancestor's log-probabilities, for two-model evidence.
         steerer: carries out operators on the logits; without it there is no such route.
         escalator: puts cases before a person where there is no LangGraph interrupt.
@@ -76,12 +82,13 @@ class Recovery(Settings):
         '7'
     """
 
-    def run(self, step: Step | str, candidate: Rollout | str | None = None, *, run_id: str = "") -> Case:
+    def run(self, step: Step | Prompt, candidate: CandidateLike | None = None, *, run_id: str = "") -> Case:
         """Recover ``step`` without a graph, blocking.
 
         Args:
-            step: the step, or its prompt.
-            candidate: what the agent already has; without it the sampler is asked for the first draw.
+            step: the step, or its prompt: a text or chat messages, in any form that ``Step.of`` takes.
+            candidate: what the agent already has: its text, a ``Rollout``, or an ``AIMessage``. Without it the sampler
+                is asked for the first draw.
             run_id: of this run of the step, the same when it is started again after its process died: with a
                 ``shared`` budget it then pays for nothing twice. By default a new one.
 
@@ -89,7 +96,8 @@ class Recovery(Settings):
             The case, with its ``outcome``.
 
         Raises:
-            ConfigError: there is neither a candidate nor a sampler.
+            ConfigError: there is neither a candidate nor a sampler; a step or candidate of another kind; nothing that
+                the verifier could compare with.
             VerifierError: the verifier broke.
             ToolError: the tool broke with an exception that is none of its own.
             SamplerError: only where the sampler itself is at fault; a model that cannot be reached is an outcome.
@@ -97,7 +105,7 @@ class Recovery(Settings):
         run = Run.of(self)
         return drive(recover(run, start(run, step, candidate, run_id=run_id)))
 
-    async def arun(self, step: Step | str, candidate: Rollout | str | None = None, *, run_id: str = "") -> Case:
+    async def arun(self, step: Step | Prompt, candidate: CandidateLike | None = None, *, run_id: str = "") -> Case:
         """The same on the running event loop."""
         run = Run.of(self)
         return await drive_async(recover(run, start(run, step, candidate, run_id=run_id)))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rfx_agent import ConfigError, Recovery, Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
-from rfx_agent.ports import Sampler, Scorer, Steerer, Tool, Verifier, adopted
+from rfx_agent.accepted import adopted
+from rfx_agent.ports import Sampler, Scorer, Steerer, Tool, Verifier
 from rfx_agent.records import ScoreResult
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 

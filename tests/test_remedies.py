@@ -440,9 +440,9 @@ def test_a_delegate_that_cannot_be_reached_blocks_nothing_else() -> None:
     ("make", "said"),
     [
         (lambda: Recovery(None, judge(), remedies=[Retry(), Retry()]), "two remedies are called 'retry'"),
-        (lambda: Recovery(None, judge(), remedies=[Retry]), "remedy"),
+        (lambda: Recovery(None, judge(), remedies=[Retry]), "such as Retry()"),
         (lambda: Recovery(None, judge(), remedies="retry"), "give a list"),
-        (lambda: Recovery(None, judge(), remedies=["retry"]), "rfx_agent.ports.Remedy"),
+        (lambda: Recovery(None, judge(), remedies=["retry"]), "such as Retry()"),
         (lambda: Recovery(None, judge(), remedies=[Named("Ärger")]), "[a-z0-9_]"),
         (lambda: Recovery(None, judge(), remedies=[Named("human")]), "none of"),
         (lambda: Delegate(ScriptedSampler([]), "stronger"), "'delegate_' and"),

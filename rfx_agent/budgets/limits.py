@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from rfx_agent.checks import among, number, whole
+from rfx_agent.checks import among, number, shown, spelled, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Spend
 
@@ -40,6 +40,7 @@ _PERIODS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86_400.0}
 _NANO = 10**9
 
 
+@spelled("limit: Window")
 @dataclass(frozen=True, slots=True)
 class Window:
     """At most ``most`` of ``unit`` within any stretch of ``per``: sliding, never a calendar hour.
@@ -71,6 +72,7 @@ class Window:
         return _seconds(self.per)
 
 
+@spelled("limit: Ratio")
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """Recovery may spend ``share`` of what normal traffic spent within the last ``per``, and ``floor`` besides.
@@ -107,6 +109,7 @@ class Ratio:
         return _seconds(self.per)
 
 
+@spelled("limit: InFlight")
 @dataclass(frozen=True, slots=True)
 class InFlight:
     """At most ``most`` recoveries have a paid call under way at once.
@@ -302,6 +305,9 @@ def _check(limit: Any, *numbers: str) -> None:
     kind = f"limit: {type(limit).__name__}"
     if not isinstance(limit.scope, str) or not limit.scope.strip():
         raise ConfigError(f"{kind}.scope is {limit.scope!r}; give a name such as 'tenant' or 'global'")
+    key = limit.key
+    if key is not None and (not isinstance(key, str) or not key):
+        raise ConfigError(f"{kind}.key is {shown(key)}; give a text, one key of the scope, or None for every key")
     if numbers:
         among(f"{kind}.unit", limit.unit, get_args(Unit))
     for name in numbers:

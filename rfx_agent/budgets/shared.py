@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+from rfx_agent.accepted import adopted
 from rfx_agent.budgets.limits import (
     Claim,
     Grant,
@@ -20,9 +21,9 @@ from rfx_agent.budgets.limits import (
     amount_of,
     claims_of,
 )
-from rfx_agent.checks import number
+from rfx_agent.checks import number, shown, spelled
 from rfx_agent.errors import ConfigError
-from rfx_agent.ports import BudgetStore, adopted
+from rfx_agent.ports import BudgetStore
 from rfx_agent.records import Spend
 
 __all__ = ["SharedBudget"]
@@ -30,6 +31,7 @@ __all__ = ["SharedBudget"]
 _SHORTEST, _LONGEST = 0.05, 1.0  # seconds between two looks at an account that had no room
 
 
+@spelled("shared budget", {"tenant": "scopes={'tenant': ...}"})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedBudget:
     """What the runs of many processes may spend together, and the record of what they paid for.
@@ -66,12 +68,21 @@ class SharedBudget:
             object.__setattr__(self, "store", adopted(BudgetStore, self.store, where="shared budget: store"))  # type: ignore[type-abstract]
         except ConfigError:
             raise ConfigError(
-                f"shared budget: store is {self.store!r}; give one such as MemoryStore() or SQLStore(url)"
+                f"shared budget: store is {shown(self.store)}; give one such as MemoryStore() or SQLStore(url)"
             ) from None
+        if not isinstance(self.limits, (list, tuple)):
+            raise ConfigError(
+                f"shared budget: limits is {shown(self.limits)}; give a list such as [Window('tenant', 'usd', 5.0, "
+                "per='day')]"
+            )
+        if not isinstance(self.scopes, Mapping):
+            raise ConfigError(
+                f"shared budget: scopes is {shown(self.scopes)}; give a mapping such as {{'tenant': 'acme'}}"
+            )
         object.__setattr__(self, "limits", tuple(self.limits))
         for limit in self.limits:
             if not isinstance(limit, get_args(Limit)):
-                raise ConfigError(f"shared budget: limits has {limit!r}; give Window, Ratio or InFlight")
+                raise ConfigError(f"shared budget: limits has {shown(limit)}; give Window, Ratio or InFlight")
         for name, key in self.scopes.items():
             if not isinstance(key, str) or not key or name == "global":
                 raise ConfigError(f"shared budget: scope {name!r} is {key!r}; give a name and a key that is a text")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rfx_agent.checks import number, whole
+from rfx_agent.checks import number, shown, spelled, whole
 from rfx_agent.errors import BudgetExhausted, ConfigError
 from rfx_agent.records import Spend, Usage
 
@@ -22,6 +22,15 @@ __all__ = ["CAPS", "Ledger", "Price", "Purse", "RetryBudget"]
 _INTEGER_CAPS = ("attempts", "samples", "tokens", "escalations", "calls")
 
 
+_MEANT = {
+    **dict.fromkeys(("retries", "max_retries", "n"), "samples="),
+    **dict.fromkeys(("max_attempts", "tries"), "attempts="),
+    **dict.fromkeys(("timeout", "time"), "seconds="),
+    **dict.fromkeys(("cost", "dollars", "money"), "usd="),
+}
+
+
+@spelled("budget", _MEANT)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryBudget:
     """Caps on what one failing step may spend. Zero means zero, ``None`` means no cap.
@@ -59,7 +68,9 @@ class RetryBudget:
     @classmethod
     def of(cls, caps: Mapping[str, Any]) -> RetryBudget:
         """A budget from a mapping such as a configuration file; unknown names are a ``ConfigError``."""
-        unknown = sorted(set(caps) - set(CAPS))
+        if not isinstance(caps, Mapping):
+            raise ConfigError(f"budget: the caps are {shown(caps)}; give a mapping such as {{'samples': 6}}")
+        unknown = sorted(set(caps) - set(CAPS), key=str)
         if unknown:
             raise ConfigError(f"budget: unknown cap {unknown[0]!r}; the caps are {', '.join(CAPS)}")
         return cls(**caps)
@@ -69,6 +80,7 @@ CAPS: tuple[str, ...] = tuple(f.name for f in fields(RetryBudget))
 _AMOUNTS = tuple(f.name for f in fields(Spend))
 
 
+@spelled("price", {"input": "prompt=", "output": "completion="})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
     """What a model's tokens cost.

@@ -10,7 +10,7 @@ from rfx_agent.case import Case
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow, Reply, TimedOut
 from rfx_agent.engine.run import Purchase, Run
-from rfx_agent.errors import FeatureError, VerifierError
+from rfx_agent.errors import ConfigError, FeatureError, VerifierError
 from rfx_agent.events import Judged, Reserved, Scored
 from rfx_agent.evidence.features import evidence_of, places
 from rfx_agent.evidence.kinds import kind_of
@@ -169,6 +169,8 @@ def _verdict(run: Run, rollout: Rollout, reply: Reply, *, lenient: bool) -> Verd
     if error is None:
         verdict: Verdict = reply.value
         return owned(verdict, name, run.verifier.rates)  # so that the record says whose it is, and what that is worth
+    if isinstance(error, ConfigError):  # the deployment is wrong, and no verdict will ever come of it
+        raise error
     if isinstance(error, TimedOut) or (lenient and isinstance(error, Exception)):
         return Verdict(False, reason=f"not judged: {name}: {error}", kind="unchecked")
     if isinstance(error, VerifierError):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, replace
 
+from rfx_agent.accepted import CandidateLike, candidate_of
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.case import Attempt, Case, Outcome
+from rfx_agent.checks import shown
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow, Reply
 from rfx_agent.engine.examine import examine, price_of_verdicts, second, unasked, verdict_call
@@ -24,7 +26,7 @@ from rfx_agent.evidence.opinions import probability_right
 from rfx_agent.evidence.rescue import PSEUDO_FAILURES, belief_in
 from rfx_agent.evidence.verdicts import confidence, likelihoods_of, owned, source_of
 from rfx_agent.ports import Remedy
-from rfx_agent.records import Kind, Rollout, Spend, Step, Verdict
+from rfx_agent.records import Kind, Prompt, Rollout, Spend, Step, Verdict
 from rfx_agent.remedies.chosen import chosen
 from rfx_agent.remedies.retry import draw
 
@@ -33,8 +35,8 @@ __all__ = ["First", "carry_out", "diagnose", "judged", "recover", "start", "unti
 
 def start(
     run: Run,
-    step: Step | str,
-    candidate: Rollout | str | None = None,
+    step: Step | Prompt,
+    candidate: CandidateLike | None = None,
     *,
     run_id: str = "",
     ledger: Ledger | None = None,
@@ -43,26 +45,33 @@ def start(
 
     Args:
         run: the deployment.
-        step: the step, or its prompt.
-        candidate: what the agent already has; without it the sampler is asked for the first draw.
+        step: the step, or its prompt: a text or chat messages.
+        candidate: what the agent already has (``accepted.candidate_of``); without it the sampler is asked for the
+            first draw.
         run_id: of this run of the step (see ``Recovery.run``); by default a new one, where anybody reads it.
         ledger: what it may spend; by default an untouched one under the settings' budget.
 
     Raises:
-        ConfigError: there is neither a candidate nor a sampler.
+        ConfigError: there is neither a candidate nor a sampler; what is given is neither; the verifier cannot judge
+            any answer to the step.
     """
-    if isinstance(step, str):
+    if not isinstance(step, Step):
         step = Step.of(step)
-    if not run_id and (run.on_event is not None or run.settings.shared is not None):
+    settings = run.settings
+    for verifier in (run.verifier, settings.second_opinion):
+        if verifier is not None:
+            verifier.check_step(step)
+    if not isinstance(run_id, str):
+        raise ConfigError(f"recovery: run_id is {shown(run_id)}; give a text")
+    if not run_id and (run.on_event is not None or settings.shared is not None):
         run_id = secrets.token_hex(8)
-    case = Case(step=step, ledger=Ledger(run.settings.budget) if ledger is None else ledger, run_id=run_id)
+    case = Case(step=step, ledger=Ledger(settings.budget) if ledger is None else ledger, run_id=run_id)
     if candidate is None:
         if run.sampler is None:
             raise ConfigError(f"recovery: step {step.id} has no candidate and sampler is None; give one of the two")
         return case
-    if isinstance(candidate, str):
-        candidate = Rollout(text=candidate)
-    return replace(case, rollouts=(replace(candidate, id="r0", round=None, verdict=None),))
+    given = candidate_of(candidate)
+    return replace(case, rollouts=(replace(given, id="r0", round=None, verdict=None),))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from rfx_agent import ports
+from rfx_agent.accepted import SamplerLike, ToolLike, VerifierLike, adopted, sampler_of, tool_of, verifier_of
 from rfx_agent.budgets.shared import SharedBudget
 from rfx_agent.budgets.step import Price, RetryBudget
-from rfx_agent.checks import among, number, share, whole
+from rfx_agent.checks import among, instance, number, share, shown, spelled, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.escalation.notify import Notifier, Notify, notifier_of
 from rfx_agent.events import Event
@@ -20,9 +23,19 @@ from rfx_agent.policies.base import Policy
 from rfx_agent.policies.default import DefaultPolicy
 from rfx_agent.records import REMEDY_NAME
 
-__all__ = ["Escalation", "Settings"]
+__all__ = ["MEANT", "Escalation", "Settings"]
+
+MEANT = {
+    "llm": "sampler=",
+    "model": "sampler=",
+    "check": "verifier=",
+    "tools": "tool=, one tool,",
+    **dict.fromkeys(("max_retries", "retries", "max_attempts", "attempts"), "budget=RetryBudget(samples=...)"),
+}
+"""What to write in place of a parameter that ``Recovery`` does not have."""
 
 
+@spelled("escalation")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Escalation:
     """How a person is asked.
@@ -53,6 +66,7 @@ class Escalation:
             raise ConfigError(f"escalation: notify is {self.notify!r}; give a function of the payload, or a Notifier")
 
 
+@spelled("recovery", MEANT)
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The fields of ``rfx_agent.Recovery``, where they are documented, and their checks.
@@ -60,11 +74,11 @@ class Settings:
     The engine reads them here, so that it need not know ``Recovery``, which runs the engine.
     """
 
-    sampler: ports.Sampler | None = None
-    verifier: ports.Verifier = None  # type: ignore[assignment]  # required; __post_init__ says so by name
+    sampler: SamplerLike | None = None
+    verifier: VerifierLike = None  # required; __post_init__ says so by name
     _: KW_ONLY
     remedies: Sequence[ports.Remedy] | None = None
-    tool: ports.Tool | None = None
+    tool: ToolLike | None = None
     scorer: ports.Scorer | None = None
     steerer: ports.Steerer | None = None
     escalator: ports.Escalator | None = None
@@ -75,7 +89,7 @@ class Settings:
     price: Price | None = None
     accept: float = 0.9
     hold_first: bool = False
-    second_opinion: ports.Verifier | None = None
+    second_opinion: VerifierLike | None = None
     correlation: float = CORRELATION
     unconfirmed: Literal["return", "unresolved"] = "return"
     extra_samples: int | None = None
@@ -92,15 +106,16 @@ class Settings:
     right_rates: RightRates = field(default_factory=RightRates, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, port in _PORTS.items():
+        for name, taken in _PORTS.items():
             value = getattr(self, name)
             if value is not None or name == "verifier":
-                adopted = ports.adopted(port, value, where=f"recovery: {name}")
-                object.__setattr__(self, name, adopted)
-        if isinstance(self.policy, type) or not isinstance(self.policy, Policy):
-            raise ConfigError(
-                f"recovery: policy is {self.policy!r}; give an instance with the members of rfx_agent.policies.Policy"
-            )
+                object.__setattr__(self, name, taken(value, where=f"recovery: {name}"))
+        for name, (kind, give) in _KINDS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _MAY_BE_NONE:
+                instance(f"recovery: {name}", value, kind, give)
+        _function("on_event", self.on_event, "a plain function of one rfx_agent.events.Event, or None", none=True)
+        _function("clock", self.clock, "a function that returns Unix time in seconds, such as time.time")
         if self.remedies is not None:
             object.__setattr__(self, "remedies", _remedies(self.remedies))
         if self.extra_samples is not None:
@@ -119,14 +134,14 @@ class Settings:
         share("recovery: correlation", self.correlation)
         among("recovery: unconfirmed", self.unconfirmed, ("return", "unresolved"))
         among("recovery: hold_first", self.hold_first, (True, False))
+        if self.seed is not None:
+            whole("recovery: seed", self.seed)
         for name in ("concurrency", "max_tokens"):
             whole(f"recovery: {name}", getattr(self, name), least=1)
         for name in ("temperature", "tool_temperature"):
             number(f"recovery: {name}", getattr(self, name), least=0)
         if self.verdict_seconds is not None:
             number("recovery: verdict_seconds", self.verdict_seconds, above=0, unit="None for no limit, or seconds")
-        if self.shared is not None and not isinstance(self.shared, SharedBudget):
-            raise ConfigError(f"recovery: shared is {self.shared!r}; give a SharedBudget of a store and its limits")
         money = None if self.budget.usd is None else f"budget.usd is {self.budget.usd}"
         if self.shared is not None and "usd" in self.shared.units():
             money = "shared limits usd"
@@ -151,10 +166,15 @@ class Settings:
 
 def _remedies(given: Sequence[ports.Remedy]) -> tuple[ports.Remedy, ...]:
     if not isinstance(given, (list, tuple)):
-        raise ConfigError(f"recovery: remedies is {given!r}; give a list such as [Retry(), Revise()]")
+        raise ConfigError(f"recovery: remedies is {shown(given)}; give a list such as [Retry(), Revise()]")
     made: dict[str, ports.Remedy] = {}
     for value in given:
-        remedy = ports.adopted(ports.Remedy, value, where="recovery: a remedy")  # type: ignore[type-abstract]
+        named = value.__name__ if isinstance(value, type) else value.title() if isinstance(value, str) else ""
+        if named.isidentifier():
+            raise ConfigError(
+                f"recovery: a remedy is {shown(value)}; give an instance of rfx_agent.remedies, such as {named}()"
+            )
+        remedy = adopted(ports.Remedy, value, where="recovery: a remedy")  # type: ignore[type-abstract]
         for what, name in (("name", remedy.name), ("node", remedy.node or remedy.name)):
             if not isinstance(name, str) or not REMEDY_NAME.fullmatch(name) or name in _TAKEN:
                 raise ConfigError(
@@ -168,13 +188,35 @@ def _remedies(given: Sequence[ports.Remedy]) -> tuple[ports.Remedy, ...]:
 
 
 _TAKEN = ("accept", "diagnose", "escalate", "human", "__start__", "__end__")
-_PORTS: dict[str, Any] = {
-    "sampler": ports.Sampler,
-    "verifier": ports.Verifier,
-    "second_opinion": ports.Verifier,
-    "tool": ports.Tool,
-    "scorer": ports.Scorer,
-    "steerer": ports.Steerer,
-    "escalator": ports.Escalator,
-    "traces": ports.TraceStore,
+
+
+def _port(port: Any) -> Callable[..., Any]:
+    return partial(adopted, port)
+
+
+_PORTS: dict[str, Callable[..., Any]] = {
+    "sampler": sampler_of,
+    "verifier": verifier_of,
+    "second_opinion": verifier_of,
+    "tool": tool_of,
+    "scorer": _port(ports.Scorer),
+    "steerer": _port(ports.Steerer),
+    "escalator": _port(ports.Escalator),
+    "traces": _port(ports.TraceStore),
 }
+_KINDS: dict[str, tuple[type, str]] = {
+    "policy": (Policy, "an instance with the members of rfx_agent.policies.Policy, such as policies.DefaultPolicy()"),
+    "calibration": (Calibration, "a Calibration, such as Calibration.published() or Calibration.load(path)"),
+    "budget": (RetryBudget, "a RetryBudget, such as RetryBudget(samples=6)"),
+    "shared": (SharedBudget, "a SharedBudget of a store and its limits"),
+    "price": (Price, "price_of(the model's name), or a Price such as Price(prompt=2.5, completion=10)"),
+    "escalation": (Escalation, "an Escalation, such as Escalation(deadline=3600)"),
+}
+_MAY_BE_NONE = ("shared", "price")
+
+
+def _function(name: str, value: Any, give: str, *, none: bool = False) -> None:
+    if value is None and none:
+        return
+    if not callable(value) or inspect.iscoroutinefunction(value):  # nobody would wait for a coroutine
+        raise ConfigError(f"recovery: {name} is {shown(value)}; give {give}")

@@ -6,8 +6,10 @@ import asyncio
 import inspect
 from abc import ABC
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+from rfx_agent.accepted import SamplerLike, sampler_of
 from rfx_agent.budgets.step import Price
 from rfx_agent.case import Attempt, Case
 from rfx_agent.engine import costs
@@ -15,7 +17,7 @@ from rfx_agent.engine.drive import Call, Flow, Reply
 from rfx_agent.engine.run import Purchase, Run
 from rfx_agent.errors import ConfigError
 from rfx_agent.events import ToolRan
-from rfx_agent.ports import Remedy, Sampler, adopted
+from rfx_agent.ports import Remedy, Sampler
 from rfx_agent.records import Message, Rollout, SampleRequest, Spend, Step, ToolResult
 from rfx_agent.remedies.base import NO_MODEL, asking, candidates, seed_of
 
@@ -30,7 +32,7 @@ class Custom(Remedy, ABC):
 
     Attributes:
         name: of the remedy, ``[a-z0-9_]+``; also the name of its node in the graph.
-        sampler: another model than the recovery's, or None.
+        sampler: another model than the recovery's, or None; a LangChain chat model or its name will do.
         price: of its tokens.
         seconds: most seconds of ``candidate``, within what the budget has left of ``tool_seconds``. A thread that goes
             on after that is left to itself.
@@ -44,7 +46,7 @@ class Custom(Remedy, ABC):
         'Count the letters one by one.'
     """
 
-    sampler: Sampler | None = None
+    sampler: SamplerLike | None = None
     price: Price | None = None
     seconds: float = 10.0
 
@@ -106,11 +108,16 @@ class Custom(Remedy, ABC):
     def _price(self) -> Price | None:
         return None if self.sampler is None else self.price
 
+    @cached_property
+    def _accepted(self) -> Sampler:
+        """``sampler`` as one, where it is a chat model or its name."""
+        return sampler_of(self.sampler, where=f"remedy {self.name}: sampler")
+
     def _request(self, run: Run, case: Case) -> tuple[Sampler, SampleRequest, Spend] | str:
         """Which model is asked what, and the most that it costs; or why it is not asked."""
         model, own = run.sampler, self.sampler is None
         if self.sampler is not None:
-            model = adopted(Sampler, self.sampler, where=f"remedy {self.name}: sampler")  # type: ignore[type-abstract]
+            model = self.sampler if isinstance(self.sampler, Sampler) else self._accepted
         if model is None:
             return NO_MODEL
         if own and not model.takes_revision:

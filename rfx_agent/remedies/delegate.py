@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from rfx_agent.accepted import SamplerLike, sampler_of
 from rfx_agent.budgets.step import Price
 from rfx_agent.case import Case
-from rfx_agent.checks import number, whole
+from rfx_agent.checks import instance, number, spelled, whole
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Flow
 from rfx_agent.engine.run import Run
 from rfx_agent.errors import ConfigError
-from rfx_agent.ports import Remedy, Sampler, adopted
+from rfx_agent.ports import Remedy
 from rfx_agent.records import REMEDY_NAME, SampleRequest, Spend
 from rfx_agent.remedies.base import asking, candidates, seed_of
 
 __all__ = ["Delegate"]
 
 
+@spelled("Delegate", {"model": "sampler="})
 @dataclass(frozen=True)
 class Delegate(Remedy):
     """One draw of ``sampler`` from the original prompt. Several, each with a name of its own, form a cascade.
@@ -25,7 +27,7 @@ class Delegate(Remedy):
     The ledger and a shared budget charge it at ``price``, under the sampler's name; limits by model hold for it.
 
     Attributes:
-        sampler: the other model.
+        sampler: the other model; a LangChain chat model or its name will do.
         name: of the remedy, ``delegate`` or ``delegate_<name>``.
         price: of its tokens; required wherever the deployment has a price, because an unknown price is not a free one.
         temperature: of its draws; by default the run's.
@@ -40,7 +42,7 @@ class Delegate(Remedy):
         'delegate'
     """
 
-    sampler: Sampler
+    sampler: SamplerLike
     name: str = "delegate"
     price: Price | None = None
     temperature: float | None = None
@@ -50,13 +52,12 @@ class Delegate(Remedy):
     elsewhere: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        adopted_ = adopted(Sampler, self.sampler, where="Delegate: sampler")  # type: ignore[type-abstract]
-        object.__setattr__(self, "sampler", adopted_)
+        object.__setattr__(self, "sampler", sampler_of(self.sampler, where="Delegate: sampler"))
         named = isinstance(self.name, str) and REMEDY_NAME.fullmatch(self.name)
         if not named or not (self.name == "delegate" or self.name.startswith("delegate_")):
             raise ConfigError(f"Delegate: name is {self.name!r}; give 'delegate' or 'delegate_' and [a-z0-9_]")
-        if self.price is not None and not isinstance(self.price, Price):
-            raise ConfigError(f"Delegate: price is {self.price!r}; give a Price, or price_of(the model's name)")
+        if self.price is not None:
+            instance("Delegate: price", self.price, Price, "a Price, or price_of(the model's name)")
         if self.temperature is not None:
             number("Delegate: temperature", self.temperature, least=0)
         if self.max_tokens is not None:

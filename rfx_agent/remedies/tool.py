@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rfx_agent import ports
+from rfx_agent.accepted import ToolLike, tool_of
 from rfx_agent.case import Attempt, Case
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow, Reply, TimedOut
@@ -31,21 +32,21 @@ class Tool(ports.Remedy):
         tool: a program's sandbox, a LangChain tool, or any ``rfx_agent.ports.Tool``.
     """
 
-    tool: ports.Tool
+    tool: ToolLike
     name: str = field(default="tool", init=False)
     node: str = field(default="tool_verify", init=False)
     words: str = field(default="a check with the tool", init=False)
 
     def __post_init__(self) -> None:
-        adopted = ports.adopted(ports.Tool, self.tool, where="Tool: tool")  # type: ignore[type-abstract]
-        object.__setattr__(self, "tool", adopted)
+        object.__setattr__(self, "tool", tool_of(self.tool, where="Tool: tool"))
 
     def bound(self, run: Run, case: Case) -> Spend | str:
         """See ``Remedy``."""
         if run.sampler is None or not run.sampler.drives_tools:
             return NO_MODEL
         ask = costs.of_completion(run, costs.bytes_of(self.tool.prompt(case.step)), calls=run.sampler.max_calls)
-        return ask + self.tool.bound + Spend(attempts=1)
+        run_once: Spend = self.tool.bound
+        return ask + run_once + Spend(attempts=1)
 
     def attempt(self, run: Run, case: Case) -> Flow[Case]:
         """See ``Remedy``."""

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from rfx_agent._closing import AsyncClosing
 from rfx_agent._extras import need
+from rfx_agent.accepted import SamplerLike, sampler_of
 from rfx_agent.checks import number, whole
 from rfx_agent.errors import CircuitOpen, SamplerError
-from rfx_agent.ports import Sampler, adopted
+from rfx_agent.ports import Sampler
 from rfx_agent.records import SampleRequest, SampleResult
 from rfx_agent.samplers.openai.provider_errors import redact
 
@@ -50,8 +51,10 @@ class CircuitBreaker(AsyncClosing, Sampler):
         'closed'
     """
 
-    def __init__(self, sampler: Sampler, *, failures: int = 5, seconds: float = 30.0, name: str | None = None) -> None:
-        self._sampler = adopted(Sampler, sampler, where="CircuitBreaker: sampler")  # type: ignore[type-abstract]
+    def __init__(
+        self, sampler: SamplerLike, *, failures: int = 5, seconds: float = 30.0, name: str | None = None
+    ) -> None:
+        self._sampler = sampler_of(sampler, where="CircuitBreaker: sampler")
         self._failures = whole("CircuitBreaker: failures", failures, least=1)
         self._seconds = number("CircuitBreaker: seconds", seconds, above=0)
         self.name = name or self._sampler.name

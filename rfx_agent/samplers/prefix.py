@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from rfx_agent.accepted import sampler_of
 from rfx_agent.checks import number, whole
 from rfx_agent.engine.drive import Call, Flow, Reply, drive, drive_async
 from rfx_agent.errors import ConfigError, SamplerError
 from rfx_agent.evidence.tables import TopLogprobs
-from rfx_agent.ports import Sampler, Steerer, adopted
+from rfx_agent.ports import Sampler, Steerer
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, Step, Usage
 
 __all__ = ["PrefixSteerer"]
@@ -178,7 +179,7 @@ class PrefixSteerer(Steerer):
 
 def _continuing(label: str, sampler: Sampler) -> Sampler:
     who = f"PrefixSteerer: {label}"
-    given = adopted(Sampler, sampler, where=who)  # type: ignore[type-abstract]
+    given = sampler_of(sampler, where=who)
     if not given.continues_prefix:
         raise ConfigError(f"{who} {given.name!r} continues no prefix; give one whose continues_prefix is true")
     if not given.takes_temperature:

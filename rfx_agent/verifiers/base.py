@@ -6,11 +6,22 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from rfx_agent.checks import shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.ports import Verifier
 from rfx_agent.records import Rollout, Step, Verdict
 
-__all__ = ["HOW_TO_ANSWER", "NONE_FOUND", "SEVERAL", "NamedVerifier", "PureVerifier", "clip", "expected_of", "shorten"]
+__all__ = [
+    "HOW_TO_ANSWER",
+    "NONE_FOUND",
+    "SEVERAL",
+    "NamedVerifier",
+    "PureVerifier",
+    "clip",
+    "comparable",
+    "expected_of",
+    "shorten",
+]
 
 
 NONE_FOUND = "no answer was found in the text"
@@ -32,6 +43,27 @@ def shorten(answer: str | None, limit: int = 1000) -> str | None:
     return f"{answer[:limit]}… [sha256 {hashlib.sha256(answer.encode(errors='replace')).hexdigest()[:16]}]"
 
 
+def comparable(who: str, expected: Any) -> Any:
+    """``expected``, which an answer is compared with as text: itself, or each of several.
+
+    Raises:
+        ConfigError: one that has no text of its own; the message does not show it.
+
+    Example:
+        >>> comparable("exact", [42, "42.0"])
+        [42, '42.0']
+    """
+    several = isinstance(expected, SEVERAL)
+    if several and not expected:
+        raise ConfigError(f"{who}: expected is {expected!r}; give at least one accepted answer")
+    for one in expected if several else (expected,):
+        kind: Any = type(one)
+        wordless = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+        if wordless or callable(one) or isinstance(one, (bytes, bytearray, type(None))):
+            raise ConfigError(f"{who}: expected is a {kind.__name__}; give a text, a number, or a list of these")
+    return expected
+
+
 def expected_of(verifier: Any, step: Step) -> Any:
     """What ``verifier`` compares with: its own ``expected``, else the step's.
 
@@ -50,8 +82,8 @@ class NamedVerifier(Verifier):
     """A verifier that its user may name."""
 
     def __init__(self, name: str) -> None:
-        if not name:
-            raise ConfigError(f"{type(self).__name__}: name is {name!r}; give a name for records and messages")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{type(self).__name__}: name is {shown(name)}; give a name for records and messages")
         self.name = name
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rfx_agent.checks import shown
 from rfx_agent.engine.drive import within
 from rfx_agent.errors import ConfigError, VerifierError
 from rfx_agent.records import Rollout, Step, Verdict
@@ -62,7 +63,7 @@ class FunctionVerifier(NamedVerifier):
         partial: bool = False,
     ) -> None:
         if not callable(fn):
-            raise ConfigError(f"FunctionVerifier: fn is {fn!r}; give a function of (text) or of (step, rollout)")
+            raise ConfigError(f"FunctionVerifier: fn is {shown(fn)}; give a function of (text) or of (step, rollout)")
         super().__init__(name if name is not None else str(getattr(fn, "__name__", type(fn).__name__)))
         self.fn = fn
         self.weak = weak
@@ -114,7 +115,7 @@ def _arity(fn: Callable[..., Any]) -> int:
         parameters = list(inspect.signature(fn).parameters.values())
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"FunctionVerifier: fn is {fn!r} and has no readable signature; wrap it in a function of (text)"
+            f"FunctionVerifier: fn is {shown(fn)} and has no readable signature; wrap it in a function of (text)"
         ) from error
     needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     if needed:

@@ -6,11 +6,12 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from rfx_agent.checks import number, whole
+from rfx_agent.accepted import SamplerLike, sampler_of
+from rfx_agent.checks import among, number, share, shown, whole
 from rfx_agent.engine.drive import Call, Flow, drive, drive_async
 from rfx_agent.errors import ConfigError
-from rfx_agent.ports import Sampler, adopted
 from rfx_agent.records import Message, Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
 from rfx_agent.verifiers.answers import canonical, stated_answer
 from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
@@ -39,7 +40,8 @@ class JudgeVerifier(NamedVerifier):
     than half of them must. The score is the mean over the draws with a verdict, in [0, 1].
 
     Args:
-        sampler: the judge. Another model than the one that is judged, if there is one: a model likes its own work.
+        sampler: the judge; a LangChain chat model or its name will do. Another model than the one that is judged, if
+            there is one: a model likes its own work.
         rubric: one text, judged from 0 to 10; or a list of criteria, each judged true or false.
         threshold: least share of the score or of the criteria for a pass, in (0, 1]; by default 0.7 of the score, or
             all of the criteria.
@@ -70,7 +72,7 @@ class JudgeVerifier(NamedVerifier):
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: SamplerLike,
         *,
         rubric: str | Sequence[str],
         threshold: float | None = None,
@@ -84,12 +86,14 @@ class JudgeVerifier(NamedVerifier):
         name: str = "judge",
     ) -> None:
         super().__init__(name)
-        texts = [rubric] if isinstance(rubric, str) else list(rubric)
+        texts: list[Any] = list(rubric) if isinstance(rubric, (list, tuple)) else [rubric]
         if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ConfigError(f"JudgeVerifier: rubric is {rubric!r}; give a text, or a list of criteria, none blank")
+            raise ConfigError(
+                f"JudgeVerifier: rubric is {shown(rubric)}; give a text, or a list of criteria, none blank"
+            )
         if threshold is None:
             threshold = 0.7 if isinstance(rubric, str) else 1.0
-        if not 0 < threshold <= 1:
+        if share("JudgeVerifier: threshold", threshold) == 0:
             raise ConfigError(f"JudgeVerifier: threshold is {threshold!r}; give a number above 0, at most 1")
         if not whole("JudgeVerifier: draws", draws, least=1) % 2:
             raise ConfigError(f"JudgeVerifier: draws is {draws}; give an odd number, so that there is a majority")
@@ -97,14 +101,15 @@ class JudgeVerifier(NamedVerifier):
             raise ConfigError(
                 f"JudgeVerifier: draws is {draws} at temperature 0, all copies; give a temperature above 0"
             )
-        self.sampler = adopted(Sampler, sampler, where="JudgeVerifier: sampler")  # type: ignore[type-abstract]
+        self.sampler = sampler_of(sampler, where="JudgeVerifier: sampler")
         self.rubric: str | tuple[str, ...] = rubric if isinstance(rubric, str) else tuple(texts)
         self.threshold = threshold
         self.draws = draws
         self.temperature = temperature
         self.max_tokens = whole("JudgeVerifier: max_tokens", max_tokens, least=16)
         self.max_chars = whole("JudgeVerifier: max_chars", max_chars, least=100)
-        self.seed = seed
+        self.seed = None if seed is None else whole("JudgeVerifier: seed", seed)
+        among("JudgeVerifier: show_expected", show_expected, (True, False))
         self.show_expected = show_expected
         model = getattr(self.sampler, "model", None)  # a wrapper has only the name of what it wraps
         self.model = model if isinstance(model, str) else self.sampler.name.removeprefix("local:")

@@ -11,7 +11,16 @@ from rfx_agent.errors import ConfigError
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers.amounts import amount
 from rfx_agent.verifiers.answers import Found, alone, extract_answer, find_answer, unclaimed
-from rfx_agent.verifiers.base import HOW_TO_ANSWER, NONE_FOUND, SEVERAL, NamedVerifier, clip, expected_of, shorten
+from rfx_agent.verifiers.base import (
+    HOW_TO_ANSWER,
+    NONE_FOUND,
+    SEVERAL,
+    NamedVerifier,
+    clip,
+    comparable,
+    expected_of,
+    shorten,
+)
 from rfx_agent.verifiers.comparing import Algebra, Comparison
 from rfx_agent.verifiers.forms import canonical
 from rfx_agent.verifiers.restated import restates, unchanged, unworked
@@ -44,7 +53,7 @@ class MathVerifier(NamedVerifier):
         seconds: time for one symbolic comparison.
         name: what the verifier is called in records.
 
-    With neither ``expected`` nor ``step.expected``, ``verify`` raises ``ConfigError``.
+    With neither ``expected`` nor ``step.expected``, a run raises ``ConfigError`` before a model is asked.
 
     Raises:
         ConfigError: a parameter that cannot work; the extra ``math`` is not installed.
@@ -63,17 +72,21 @@ class MathVerifier(NamedVerifier):
         super().__init__(name)
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError("MathVerifier: math-verify is not installed; pip install 'rfx-agent[math]'")
-        if isinstance(expected, SEVERAL) and not expected:
-            raise ConfigError(f"MathVerifier: expected is {expected!r}; give at least one accepted answer")
+        if expected is not None:
+            comparable("MathVerifier", expected)
         self.expected = expected
         self.tolerance = checked_number("MathVerifier: tolerance", tolerance, least=0)
         if self.tolerance >= 1:
             raise ConfigError(f"MathVerifier: tolerance is {tolerance!r}; give a share below 1, such as 0.01")
         self._seconds = checked_number("MathVerifier: seconds", seconds, above=0)
 
+    def check_step(self, step: Step) -> None:
+        """There must be something to compare with."""
+        comparable(self.name, expected_of(self, step))
+
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
-        expected = expected_of(self, step)
+        expected = comparable(self.name, expected_of(self, step))
         golds = [str(x) for x in expected] if isinstance(expected, SEVERAL) else [str(expected)]
         said = rollout.said
         found = list(_found(said))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+from rfx_agent.accepted import VerifierLike, verifier_of
 from rfx_agent.checks import share
 from rfx_agent.engine.drive import Call, Flow, drive, drive_async
 from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.opinions import CORRELATION, Opinion
 from rfx_agent.evidence.verdicts import joined, owned
-from rfx_agent.ports import Verifier, adopted
+from rfx_agent.ports import Verifier
 from rfx_agent.records import Rollout, Step, Usage, Verdict
 from rfx_agent.verifiers.base import NamedVerifier
 from rfx_agent.verifiers.rates import RatesLike, loaded_rates
@@ -24,7 +24,7 @@ class _Panel(NamedVerifier):
     """Verifiers whose verdicts make one.
 
     Args:
-        verifiers: at least two, each with a name of its own.
+        verifiers: at least two, each with a name of its own; a function is one that proves.
         correlation: of their opinions: 0 if they are formed alone, 1 if they agree as often as their rates allow. Two
             judges that read the same text make some of the same mistakes; 0.5 is assumed where nobody measured it.
         rates: of the panel, where it was measured as one, or the file that has them: that needs no assumption. None
@@ -39,16 +39,17 @@ class _Panel(NamedVerifier):
 
     def __init__(
         self,
-        *verifiers: Verifier,
+        *verifiers: VerifierLike,
         correlation: float = CORRELATION,
         rates: RatesLike | None = None,
         name: str = "",
     ) -> None:
         who = type(self).__name__
+        if len(verifiers) == 1 and isinstance(verifiers[0], (list, tuple)):
+            raise ConfigError(f"{who}: one list of verifiers; give them one by one, as in {who}(*verifiers)")
         if len(verifiers) < 2:
             raise ConfigError(f"{who}: {len(verifiers)} verifiers; give at least two, as in {who}(cheap, thorough)")
-        port: Any = Verifier  # an abstract class, which mypy takes no instance of
-        members: list[Verifier] = [adopted(port, x, where=f"{who}: a verifier") for x in verifiers]
+        members = [verifier_of(x, where=f"{who}: a verifier") for x in verifiers]
         names = [x.name for x in members]
         if twice := next((x for x in names if names.count(x) > 1), None):
             raise ConfigError(
@@ -70,6 +71,11 @@ class _Panel(NamedVerifier):
         """The most that the verdict can cost: every member asked."""
         bounds = [x for x in (v.bound(step, rollout) for v in self.verifiers) if x is not None]
         return sum(bounds, Usage()) if bounds else None
+
+    def check_step(self, step: Step) -> None:
+        """As each of the members."""
+        for verifier in self.verifiers:
+            verifier.check_step(step)
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``; blocks."""

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from rfx_agent.checks import number
+from rfx_agent.checks import number, shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Kind, Rollout, Step, Verdict
 from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
@@ -114,6 +114,10 @@ class JsonSchemaVerifier(_JsonVerifier):
         if importlib.util.find_spec("jsonschema") is None:
             raise ConfigError("JsonSchemaVerifier: jsonschema is not installed; pip install 'rfx-agent[schema]'")
         jsonschema = importlib.import_module("jsonschema")
+        given: Any = schema
+        if not isinstance(given, (Mapping, bool)):
+            give = f"PydanticVerifier({given.__name__})" if isinstance(given, type) else "a JSON Schema as a mapping"
+            raise ConfigError(f"JsonSchemaVerifier: schema is {shown(given)}; give {give}")
         try:
             self._schema = json.loads(json.dumps(schema))
             kind = jsonschema.validators.validator_for(self._schema, default=jsonschema.Draft202012Validator)
@@ -156,13 +160,18 @@ class PydanticVerifier(_JsonVerifier):
 
     def __init__(self, model: Any, *, strict: bool | None = None, name: str = "pydantic") -> None:
         super().__init__(name)
+        if isinstance(model, Mapping):
+            raise ConfigError(
+                f"PydanticVerifier: model is {shown(model)}; give a Pydantic model or another type, and a "
+                "JSON Schema to JsonSchemaVerifier"
+            )
         if isinstance(model, BaseModel):
             raise ConfigError(f"PydanticVerifier: model is an instance of {type(model).__name__}; give the class")
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(model)
         except (PydanticUserError, TypeError) as error:
             raise ConfigError(
-                f"PydanticVerifier: model is {model!r}; give a Pydantic model or a type that it can validate"
+                f"PydanticVerifier: model is {shown(model)}; give a Pydantic model or a type that it can validate"
             ) from error
         self.model = model
         self._strict = strict

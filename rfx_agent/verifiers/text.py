@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from rfx_agent.checks import number
+from rfx_agent.checks import number, shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers.amounts import amount
@@ -17,6 +17,7 @@ from rfx_agent.verifiers.base import (
     NamedVerifier,
     PureVerifier,
     clip,
+    comparable,
     expected_of,
     shorten,
 )
@@ -45,7 +46,7 @@ class ExactVerifier(PureVerifier):
             ``3 × 2`` is ``2 * 3``; what stands in parentheses, as a point does, keeps its order.
         name: what the verifier is called in records.
 
-    With neither, there is nothing to compare with: ``verify`` raises ``ConfigError``.
+    With neither, there is nothing to compare with: a run raises ``ConfigError`` before a model is asked.
 
     Raises:
         ConfigError: a parameter that cannot work.
@@ -71,9 +72,9 @@ class ExactVerifier(PureVerifier):
         name: str = "exact",
     ) -> None:
         if extract is not None and not callable(extract):
-            raise ConfigError(f"ExactVerifier: extract is {extract!r}; give a function from text to str or None")
-        if isinstance(expected, SEVERAL) and not expected:
-            raise ConfigError(f"ExactVerifier: expected is {expected!r}; give at least one accepted answer")
+            raise ConfigError(f"ExactVerifier: extract is {shown(extract)}; give a function from text to str or None")
+        if expected is not None:
+            comparable("ExactVerifier", expected)
         if not normalise and (units or not order):
             raise ConfigError(
                 "ExactVerifier: normalise is False; units= and order= need canonical forms, leave it True"
@@ -87,9 +88,13 @@ class ExactVerifier(PureVerifier):
         self._casefold = casefold
         self._normalise = normalise
 
+    def check_step(self, step: Step) -> None:
+        """There must be something to compare with."""
+        comparable(self.name, expected_of(self, step))
+
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
-        expected = expected_of(self, step)
+        expected = comparable(self.name, expected_of(self, step))
         text = rollout.said.strip()
         stated = self._stated(text)
         if stated is None and not (self._whole and text):
@@ -199,10 +204,10 @@ class RegexVerifier(NamedVerifier):
             compiled = re.compile(pattern)
         except (re.error, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ConfigError(
-                f"RegexVerifier: pattern is {pattern!r}: {error}; give a valid regular expression"
+                f"RegexVerifier: pattern is {shown(pattern)}: {error}; give a valid regular expression"
             ) from error
         if not isinstance(compiled.pattern, str):
-            raise ConfigError(f"RegexVerifier: pattern is {pattern!r}; give one for text, not bytes")
+            raise ConfigError(f"RegexVerifier: pattern is {shown(pattern)}; give one for text, not bytes")
         if group not in compiled.groupindex and group not in range(compiled.groups + 1):
             raise ConfigError(
                 f"RegexVerifier: group is {group!r}; the pattern has {compiled.groups} groups "

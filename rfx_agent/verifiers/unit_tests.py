@@ -91,6 +91,10 @@ class TestsVerifier(NamedVerifier):
     def __repr__(self) -> str:
         return f"TestsVerifier(name={self.name!r}, sandbox={self.sandbox!r})"  # never the tests
 
+    def check_step(self, step: Step) -> None:
+        """There must be tests, and such as can be run."""
+        self._trial_of(step)
+
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``.
 
