@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from rfx_agent.errors import ConfigError
 
-__all__ = ["among", "instance", "number", "share", "shown", "spelled", "whole"]
+__all__ = ["among", "flags", "instance", "number", "share", "shown", "spelled", "whole"]
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -100,6 +100,17 @@ def among(who: str, value: T, choices: Collection[Any], *, error: type[Exception
     if value not in choices:
         raise error(f"{who} is {shown(value)}; give one of {', '.join(map(repr, choices))}")
     return value
+
+
+def flags(who: str, **values: Any) -> None:
+    """Each of ``values`` is True or False: a text such as "False" would count as true.
+
+    Example:
+        >>> flags("regex", full=True)
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{who}: {name} is {shown(value)}; give True or False")
 
 
 def instance(who: str, value: T, kind: type | tuple[type, ...], give: str) -> T:

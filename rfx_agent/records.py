@@ -246,6 +246,10 @@ class Rollout:
     start: int = 0
     kind: Kind | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ConfigError(f'rollout: text is {shown(self.text)}; give a text, "" where the model said nothing')
+
     @property
     def said(self) -> str:
         """What follows the thinking in ``text``: what is judged and shown. "" where thinking was never closed."""

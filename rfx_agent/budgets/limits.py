@@ -304,7 +304,7 @@ def _seconds(per: str | float) -> float:
 def _check(limit: Any, *numbers: str) -> None:
     kind = f"limit: {type(limit).__name__}"
     if not isinstance(limit.scope, str) or not limit.scope.strip():
-        raise ConfigError(f"{kind}.scope is {limit.scope!r}; give a name such as 'tenant' or 'global'")
+        raise ConfigError(f"{kind}.scope is {shown(limit.scope)}; give a name such as 'tenant' or 'global'")
     key = limit.key
     if key is not None and (not isinstance(key, str) or not key):
         raise ConfigError(f"{kind}.key is {shown(key)}; give a text, one key of the scope, or None for every key")

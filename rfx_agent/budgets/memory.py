@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rfx_agent.budgets.accounting import OPEN, Book, micros, seconds_of, writable
 from rfx_agent.budgets.limits import Account, Claim, Grant, Reservation
-from rfx_agent.checks import number, whole
+from rfx_agent.checks import number, shown, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.ports import BudgetStore
 
@@ -40,7 +40,7 @@ class MemoryStore(BudgetStore):
 
     def __init__(self, *, clock: Callable[[], float] = time.time, keep: float = _WEEK, most: int = 10_000) -> None:
         if not callable(clock):
-            raise ConfigError(f"memory store: clock is {clock!r}; give a function such as time.time")
+            raise ConfigError(f"memory store: clock is {shown(clock)}; give a function such as time.time")
         self._clock = clock
         self._most = whole("memory store: most", most, least=1)
         self._book = Book(keep_for=micros(number("memory store: keep", keep, above=0, unit="seconds")))

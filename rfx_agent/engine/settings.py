@@ -13,7 +13,7 @@ from rfx_agent import ports
 from rfx_agent.accepted import SamplerLike, ToolLike, VerifierLike, adopted, sampler_of, tool_of, verifier_of
 from rfx_agent.budgets.shared import SharedBudget
 from rfx_agent.budgets.step import Price, RetryBudget
-from rfx_agent.checks import among, instance, number, share, shown, spelled, whole
+from rfx_agent.checks import among, flags, instance, number, share, shown, spelled, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.escalation.notify import Notifier, Notify, notifier_of
 from rfx_agent.events import Event
@@ -63,7 +63,9 @@ class Escalation:
         among("escalation: default", self.default, ("approve", "reject"))
         callable_ = isinstance(self.notify, Notifier) or callable(self.notify)
         if self.notify is not None and (isinstance(self.notify, type) or not callable_):
-            raise ConfigError(f"escalation: notify is {self.notify!r}; give a function of the payload, or a Notifier")
+            raise ConfigError(
+                f"escalation: notify is {shown(self.notify)}; give a function of the payload, or a Notifier"
+            )
 
 
 @spelled("recovery", MEANT)
@@ -133,7 +135,7 @@ class Settings:
             )
         share("recovery: correlation", self.correlation)
         among("recovery: unconfirmed", self.unconfirmed, ("return", "unresolved"))
-        among("recovery: hold_first", self.hold_first, (True, False))
+        flags("recovery", hold_first=self.hold_first)
         if self.seed is not None:
             whole("recovery: seed", self.seed)
         for name in ("concurrency", "max_tokens"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rfx_agent.accepted import SamplerLike, sampler_of
 from rfx_agent.budgets.step import Price
 from rfx_agent.case import Case
-from rfx_agent.checks import instance, number, spelled, whole
+from rfx_agent.checks import instance, number, shown, spelled, whole
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Flow
 from rfx_agent.engine.run import Run
@@ -55,7 +55,7 @@ class Delegate(Remedy):
         object.__setattr__(self, "sampler", sampler_of(self.sampler, where="Delegate: sampler"))
         named = isinstance(self.name, str) and REMEDY_NAME.fullmatch(self.name)
         if not named or not (self.name == "delegate" or self.name.startswith("delegate_")):
-            raise ConfigError(f"Delegate: name is {self.name!r}; give 'delegate' or 'delegate_' and [a-z0-9_]")
+            raise ConfigError(f"Delegate: name is {shown(self.name)}; give 'delegate' or 'delegate_' and [a-z0-9_]")
         if self.price is not None:
             instance("Delegate: price", self.price, Price, "a Price, or price_of(the model's name)")
         if self.temperature is not None:

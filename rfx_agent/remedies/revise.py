@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from rfx_agent.case import Attempt, Case
-from rfx_agent.checks import whole
+from rfx_agent.checks import flags, whole
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Flow
 from rfx_agent.engine.run import Run
@@ -52,6 +52,7 @@ class Revise(Remedy):
     words: str = field(default="a revision with the feedback", init=False)
 
     def __post_init__(self) -> None:
+        flags("Revise", bare=self.bare)
         whole("Revise: most_answer", self.most_answer, least=1)
         whole("Revise: most_feedback", self.most_feedback, least=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from rfx_agent.checks import shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.tools.os_sandbox import OSSandbox
 from rfx_agent.tools.sandbox import Sandbox
@@ -33,7 +34,7 @@ def sandbox_of(value: AnySandbox | SandboxName, *, who: str) -> AnySandbox:
         return Sandbox()
     if value == "bubblewrap":
         return OSSandbox()
-    raise ConfigError(f"{who}: sandbox is {value!r}; give 'monty', 'bubblewrap', a Sandbox or an OSSandbox")
+    raise ConfigError(f"{who}: sandbox is {shown(value)}; give 'monty', 'bubblewrap', a Sandbox or an OSSandbox")
 
 
 def best_sandbox() -> AnySandbox:

@@ -81,9 +81,9 @@ class ProgramTool(Tool):
     def __init__(
         self, *, sandbox: AnySandbox | SandboxName = "monty", answer_name: str = "answer", name: str | None = None
     ) -> None:
-        if not answer_name.isidentifier():
+        if not isinstance(answer_name, str) or not answer_name.isidentifier():
             raise ConfigError(f"ProgramTool: answer_name is {answer_name!r}; give a Python identifier")
-        if name == "":
+        if name is not None and (not isinstance(name, str) or not name):
             raise ConfigError(f"ProgramTool: name is {name!r}; give a name for records and messages")
         self.sandbox = sandbox_of(sandbox, who="ProgramTool")
         self.answer_name = answer_name

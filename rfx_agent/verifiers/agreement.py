@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rfx_agent.checks import whole
+from rfx_agent.checks import share as checked_share
+from rfx_agent.checks import shown, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.agreement import agreement
 from rfx_agent.records import Rollout, Step, Verdict
@@ -53,8 +54,12 @@ class AgreementVerifier(PureVerifier):
         rates: RatesLike | None = None,
         name: str = "agreement",
     ) -> None:
-        if not 0 < share <= 1:
+        if checked_share("AgreementVerifier: share", share) == 0:
             raise ConfigError(f"AgreementVerifier: share is {share!r}; give a number above 0, at most 1")
+        if extract is not None and not callable(extract):
+            raise ConfigError(
+                f"AgreementVerifier: extract is {shown(extract)}; give a function from text to str or None"
+            )
         super().__init__(name)
         self.share = share
         self.min_draws = whole("AgreementVerifier: min_draws", min_draws, least=2)  # one draw agrees with itself

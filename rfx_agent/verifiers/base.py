@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rfx_agent.checks import shown
@@ -59,8 +60,12 @@ def comparable(who: str, expected: Any) -> Any:
     for one in expected if several else (expected,):
         kind: Any = type(one)
         wordless = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
-        if wordless or callable(one) or isinstance(one, (bytes, bytearray, type(None))):
+        if wordless or callable(one) or isinstance(one, (bytes, bytearray, Mapping, re.Pattern, type(None))):
             raise ConfigError(f"{who}: expected is a {kind.__name__}; give a text, a number, or a list of these")
+        if isinstance(one, str) and not one.strip():
+            raise ConfigError(
+                f"{who}: expected is blank, which no answer is; give a text, a number, or a list of these"
+            )
     return expected
 
 

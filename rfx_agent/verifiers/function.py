@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rfx_agent.checks import shown
+from rfx_agent.checks import flags, shown
 from rfx_agent.engine.drive import within
 from rfx_agent.errors import ConfigError, VerifierError
 from rfx_agent.records import Rollout, Step, Verdict
@@ -65,6 +65,7 @@ class FunctionVerifier(NamedVerifier):
         if not callable(fn):
             raise ConfigError(f"FunctionVerifier: fn is {shown(fn)}; give a function of (text) or of (step, rollout)")
         super().__init__(name if name is not None else str(getattr(fn, "__name__", type(fn).__name__)))
+        flags("FunctionVerifier", weak=weak, partial=partial)
         self.fn = fn
         self.weak = weak
         self.partial = partial

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rfx_agent.accepted import SamplerLike, sampler_of
-from rfx_agent.checks import among, number, share, shown, whole
+from rfx_agent.checks import flags, number, share, shown, whole
 from rfx_agent.engine.drive import Call, Flow, drive, drive_async
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Message, Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
@@ -109,7 +109,7 @@ class JudgeVerifier(NamedVerifier):
         self.max_tokens = whole("JudgeVerifier: max_tokens", max_tokens, least=16)
         self.max_chars = whole("JudgeVerifier: max_chars", max_chars, least=100)
         self.seed = None if seed is None else whole("JudgeVerifier: seed", seed)
-        among("JudgeVerifier: show_expected", show_expected, (True, False))
+        flags("JudgeVerifier", show_expected=show_expected)
         self.show_expected = show_expected
         model = getattr(self.sampler, "model", None)  # a wrapper has only the name of what it wraps
         self.model = model if isinstance(model, str) else self.sampler.name.removeprefix("local:")

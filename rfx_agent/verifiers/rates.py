@@ -109,12 +109,13 @@ class MeasuredRates(BaseModel):
         try:
             with Path(path).open("rb") as file:
                 return cls.model_validate_json(file.read(_LARGEST))
-        except OSError as error:
-            raise ConfigError(f"{where}: {path} cannot be read: {error.strerror}; {_MEASURE}") from error
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"])) or "the file"
             raise ConfigError(f"{where}: {path} holds no rates: {place}: {first['msg']}; {_MEASURE}") from error
+        except (OSError, ValueError) as error:  # a path that the system cannot even spell
+            told = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"{where}: {path!r} cannot be read: {told}; {_MEASURE}") from error
 
 
 _MEASURE = "measure the judge with rfx judge-check CASES --rates FILE"

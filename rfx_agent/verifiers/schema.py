@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
 
-from rfx_agent.checks import number, shown
+from rfx_agent.checks import flags, number, shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Kind, Rollout, Step, Verdict
 from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
@@ -169,10 +168,12 @@ class PydanticVerifier(_JsonVerifier):
             raise ConfigError(f"PydanticVerifier: model is an instance of {type(model).__name__}; give the class")
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(model)
-        except (PydanticUserError, TypeError) as error:
+        except Exception as error:
             raise ConfigError(
-                f"PydanticVerifier: model is {shown(model)}; give a Pydantic model or a type that it can validate"
+                f"PydanticVerifier: model is {shown(model)}; give a Pydantic model or a type that Pydantic can validate"
             ) from error
+        if strict is not None:
+            flags("PydanticVerifier", strict=strict)
         self.model = model
         self._strict = strict
 

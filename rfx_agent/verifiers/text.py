@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from rfx_agent.checks import number, shown
+from rfx_agent.checks import flags, number, shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers.amounts import amount
@@ -75,6 +75,7 @@ class ExactVerifier(PureVerifier):
             raise ConfigError(f"ExactVerifier: extract is {shown(extract)}; give a function from text to str or None")
         if expected is not None:
             comparable("ExactVerifier", expected)
+        flags("ExactVerifier", whole=whole, casefold=casefold, normalise=normalise, units=units, order=order)
         if not normalise and (units or not order):
             raise ConfigError(
                 "ExactVerifier: normalise is False; units= and order= need canonical forms, leave it True"
@@ -208,9 +209,11 @@ class RegexVerifier(NamedVerifier):
             ) from error
         if not isinstance(compiled.pattern, str):
             raise ConfigError(f"RegexVerifier: pattern is {shown(pattern)}; give one for text, not bytes")
-        if group not in compiled.groupindex and group not in range(compiled.groups + 1):
+        flags("RegexVerifier", full=full)
+        named = isinstance(group, str) and group in compiled.groupindex
+        if not named and group not in range(compiled.groups + 1):
             raise ConfigError(
-                f"RegexVerifier: group is {group!r}; the pattern has {compiled.groups} groups "
+                f"RegexVerifier: group is {shown(group)}; the pattern has {compiled.groups} groups "
                 f"and the names {sorted(compiled.groupindex)}"
             )
         super().__init__(name)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rfx_agent.checks import flags, shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.tools.choice import BETTER, AnySandbox, SandboxName, best_sandbox, sandbox_of
@@ -73,6 +74,9 @@ class TestsVerifier(NamedVerifier):
         name: str = "tests",
     ) -> None:
         super().__init__(name)
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise ConfigError(f"TestsVerifier: names is {shown(names)}; give a list of Python identifiers")
+        flags("TestsVerifier", operators=operators)
         self._names, self._before, self._operators = tuple(names), before, operators
         if bad := [x for x in self._names if not str(x).isidentifier()]:
             raise ConfigError(f"TestsVerifier: names has {bad[0]!r}; give Python identifiers")
