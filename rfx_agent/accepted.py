@@ -233,7 +233,7 @@ def _made(module: str, name: str, where: str, value: Any) -> Any:
     try:
         return getattr(import_module(f"rfx_agent.{module}"), name)(value)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where} is {shown(value)}: {error}") from error
 
 
 def _loaded(module: str, name: str) -> Any:

@@ -231,7 +231,7 @@ def test_verdicts_are_paid_for_before_they_are_asked_for(run: Callable[..., Case
         ({"extra_samples": -1}, "extra_samples is -1"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"temperature": -0.1}, "temperature is -0.1"),
-        ({"sampler": "no-such-provider:gpt"}, "recovery: sampler: "),
+        ({"sampler": "no-such-provider:gpt"}, "sampler is 'no-such-provider:gpt'"),
         ({"verifier": ScriptedVerifier}, "verifier is <class"),
         ({"tool": object()}, "tool is <object"),
         ({"budget": RetryBudget(usd=1.0)}, "budget.usd is 1.0 but price is None"),

@@ -62,10 +62,6 @@ def comparable(who: str, expected: Any) -> Any:
         wordless = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
         if wordless or callable(one) or isinstance(one, (bytes, bytearray, Mapping, re.Pattern, type(None))):
             raise ConfigError(f"{who}: expected is a {kind.__name__}; give a text, a number, or a list of these")
-        if isinstance(one, str) and not one.strip():
-            raise ConfigError(
-                f"{who}: expected is blank, which no answer is; give a text, a number, or a list of these"
-            )
     return expected
 
 
