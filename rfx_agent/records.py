@@ -87,16 +87,9 @@ class Step:
         for i, message in enumerate(self.messages):
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise ConfigError(f"step: messages[{i}] is {shown(message)}; give a mapping with 'role' and 'content'")
-            content = message.get("content")
-            if content is not None and not isinstance(content, (str, list, tuple)):
-                raise ConfigError(
-                    f"step: messages[{i}].content is {shown(content)}; give a text or a list of content blocks"
-                )
         for name in ("id", "task"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"step: {name} is {shown(getattr(self, name))}; give a text")
-        for name, value in (("messages", messages), ("id", self.id), ("task", self.task)):
-            _check_text(name, value)
         object.__setattr__(self, "messages", tuple(messages))
         if not self.id:
             raw = json.dumps(self.messages, sort_keys=True, default=str).encode()
@@ -115,7 +108,7 @@ class Step:
         """A step from a text or a list of chat messages, OpenAI's or LangChain's; ``system`` is put before them.
 
         Raises:
-            ConfigError: ``prompt`` is neither, or holds a lone surrogate, which no model can be sent.
+            ConfigError: ``prompt`` is neither.
 
         Example:
             >>> Step.of("3 + 4?", system="Be brief.").messages[0]
@@ -127,6 +120,36 @@ class Step:
                 raise ConfigError(f"step: system is {shown(system)}; give a text")
             messages.insert(0, {"role": "system", "content": system})
         return cls(tuple(messages), expected=expected, id=id, task=task)
+
+    def check_sendable(self) -> None:
+        """Raise ``ConfigError`` for a prompt that no request to a model can hold: with a lone surrogate, or a message
+        whose content is neither text nor blocks.
+
+        It is not asked when a step is made: a user's own chain or node may well run on such a text, and pass.
+        """
+        for i, message in enumerate(self.messages):
+            content = message.get("content")
+            if content is not None and not isinstance(content, (str, list, tuple)):
+                raise ConfigError(
+                    f"step: messages[{i}]['content'] is {shown(content)}; give a text or a list of content blocks"
+                )
+        todo: list[tuple[tuple[Any, ...], Any]] = [((), self.messages)]  # no recursion: it may be nested at any depth
+        while todo:
+            place, item = todo.pop()
+            if isinstance(item, Mapping):
+                todo += [((*place, key), inner) for key, inner in item.items()]
+            elif isinstance(item, (list, tuple)):
+                todo += [((*place, i), inner) for i, inner in enumerate(item)]
+            elif isinstance(item, str) and not item.isascii():
+                try:
+                    item.encode()
+                except UnicodeEncodeError as error:
+                    where = "".join(f"[{part!r}]" for part in place)
+                    raise ConfigError(
+                        f"step: messages{where} has a lone surrogate, {item[error.start]!r}, at character "
+                        f"{error.start}, which cannot be encoded and so reaches no model; replace it, as in "
+                        "text.encode(errors='replace').decode()"
+                    ) from None
 
 
 def _openai(prompt: Any) -> list[Message]:
@@ -141,29 +164,6 @@ def _openai(prompt: Any) -> list[Message]:
         dict(langchain.convert_to_openai_messages([x])[0]) if isinstance(x, langchain.BaseMessage) else x
         for x in prompt
     ]
-
-
-def _check_text(name: str, value: Any) -> None:
-    """Refuse a lone surrogate anywhere in ``value``: no request, file or checkpoint can hold it."""
-    todo: list[tuple[tuple[Any, ...], Any]] = [((), value)]  # no recursion: a prompt may be nested as deep as it likes
-    while todo:
-        place, item = todo.pop()
-        if isinstance(item, str):
-            if item.isascii():
-                continue
-            try:
-                item.encode()
-            except UnicodeEncodeError as error:
-                where = "".join(f"[{part!r}]" for part in place)
-                raise ConfigError(
-                    f"step: {name}{where} has a lone surrogate, {item[error.start]!r}, at character {error.start}, "
-                    "which cannot be encoded and so reaches no model; replace it, as in "
-                    "text.encode(errors='replace').decode()"
-                ) from None
-        elif isinstance(item, Mapping):
-            todo += [((*place, key), inner) for key, inner in item.items()]
-        elif isinstance(item, (list, tuple)):
-            todo += [((*place, i), inner) for i, inner in enumerate(item)]
 
 
 @dataclass(frozen=True, slots=True)

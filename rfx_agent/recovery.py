@@ -97,7 +97,7 @@ class Recovery(Settings):
 
         Raises:
             ConfigError: there is neither a candidate nor a sampler; a step or candidate of another kind; nothing that
-                the verifier could compare with.
+                the verifier could compare with; a prompt with a lone surrogate, which no model can be sent.
             VerifierError: the verifier broke.
             ToolError: the tool broke with an exception that is none of its own.
             SamplerError: only where the sampler itself is at fault; a model that cannot be reached is an outcome.

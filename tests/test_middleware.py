@@ -880,7 +880,7 @@ def test_reference_and_step_id_come_from_the_request(invoke: Callable[..., Any])
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        ({"verifier": "42"}, "verifier is '42'"),
+        ({"verifier": "42"}, "verifier is a str; give ExactVerifier"),
         ({"per": "thread"}, "per is 'thread'; give one of 'run', 'call'"),
         ({"on_unresolved": "ignore"}, "on_unresolved is 'ignore'"),
         ({"interrupts": 2}, "interrupts is 2"),

@@ -44,6 +44,7 @@ from rfx_agent import (
     TestsVerifier,
     Verdict,
     Window,
+    with_recovery,
 )
 from rfx_agent.accepted import sampler_of, tool_of, verifier_of
 from rfx_agent.errors import VerifierError
@@ -87,26 +88,25 @@ MISTAKES: list[tuple[str, Callable[[], Any], str]] = [
     ("Step.of([])", lambda: Step.of([]), r"messages is empty; give at least one"),
     ("Step.of([1])", lambda: Step.of([1]), r"messages\[0\] is 1; give a mapping with 'role'"),
     ("one message for a list", lambda: Step.of({"role": "user", "content": "q"}), r"give a text, or a list of chat"),
-    (
-        "a number as content",
-        lambda: Step.of([{"role": "user", "content": 4}]),
-        r"messages\[0\]\.content is 4; give a text",
-    ),
     ("Step('text')", lambda: Step("text"), r"messages is 'text'; give Step\.of\(text\)"),
     ("a number as id", lambda: Step.of("q", id=7), r"step: id is 7; give a text"),
     ("a list as system", lambda: Step.of("q", system=["be brief"]), r"system is \['be brief'\]; give a text"),
+    # the call
+    (
+        "a number as content",
+        lambda: recovery().run([{"role": "user", "content": 4}]),
+        r"messages\[0\]\['content'\] is 4; give a text or a list of content blocks",
+    ),
     (
         "a surrogate",
-        lambda: Step.of("a \ud83d b"),
+        lambda: recovery().run("a \ud83d b"),
         r"messages\[0\]\['content'\] has a lone surrogate.*character 2.*replace",
     ),
     (
         "a surrogate in a block",
-        lambda: Step.of([{"role": "user", "content": [{"type": "text", "text": "\udc00"}]}]),
+        lambda: recovery().run([{"role": "user", "content": [{"type": "text", "text": "\udc00"}]}], "41"),
         r"\['content'\]\[0\]\['text'\] has a lone surrogate",
     ),
-    ("a surrogate in the task", lambda: Step.of("q", task="\ud83d"), r"step: task has a lone surrogate"),
-    # the call
     ("run(None)", lambda: recovery().run(None), r"prompt is None; give a text"),
     ("run(42)", lambda: recovery().run(42), r"prompt is 42; give a text"),
     ("arun(42)", lambda: asyncio.run(recovery().arun(42)), r"prompt is 42; give a text"),
@@ -321,6 +321,14 @@ def test_a_mistake_that_a_run_would_meet_costs_no_call() -> None:
     with pytest.raises(ConfigError, match="nothing to compare with"):
         recovery(sampler=sampler, verifier=is_42, second_opinion=ExactVerifier()).run(QUESTION)
     assert sampler.requests == []
+
+
+def test_a_users_own_chain_may_run_on_what_no_model_can_be_sent() -> None:
+    said = iter(["no", "no", "42"])
+    assert with_recovery(lambda text: "42", verifier=is_42).invoke("a \ud83d b") == "42"
+    assert with_recovery(lambda text: next(said), verifier=is_42).invoke("a \ud83d b") == "42"
+    model_behind = Recovery(None, is_42, remedies=[Delegate(model())])
+    assert model_behind.run("a \ud83d b", "no").outcome.status == "rescued"
 
 
 @pytest.mark.parametrize("candidate", ["41", None])

@@ -53,7 +53,7 @@ def start(
 
     Raises:
         ConfigError: there is neither a candidate nor a sampler; what is given is neither; the verifier cannot judge
-            any answer to the step.
+            any answer to the step; the sampler cannot be sent it.
     """
     if not isinstance(step, Step):
         step = Step.of(step)
@@ -61,6 +61,8 @@ def start(
     for verifier in (run.verifier, settings.second_opinion):
         if verifier is not None:
             verifier.check_step(step)
+    if run.sampler is not None and not run.sampler.runs_again:
+        step.check_sendable()
     if not isinstance(run_id, str):
         raise ConfigError(f"recovery: run_id is {shown(run_id)}; give a text")
     if not run_id and (run.on_event is not None or settings.shared is not None):
