@@ -78,8 +78,10 @@ def test_what_failed_is_noted_and_the_rest_is_kept(way: str) -> None:
 def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(ConfigError, match="top_k"):
         ChatModelSampler(Recorder(calls=[]), arguments=("top_k",))
-    with pytest.raises(ConfigError, match="a LangChain chat model"):
-        ChatModelSampler("gpt")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="model is of type int; give a LangChain chat model"):
+        ChatModelSampler(7)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="model is the class Recorder; give a LangChain chat model"):
+        ChatModelSampler(Recorder)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="prefix"):
         ChatModelSampler(Recorder(calls=[])).sample(SampleRequest(STEP.messages, prefix="4"))
 

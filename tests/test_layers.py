@@ -37,7 +37,7 @@ ABOVE = {
 }
 # Where LangChain and LangGraph are known.
 FRAMEWORKS = ("langchain", "langchain_core", "langgraph")
-KNOW_FRAMEWORKS = ("adapters/", "samplers/chat.py", "tools/langchain.py", "escalation/overdue.py")
+KNOW_FRAMEWORKS = ("adapters/", "samplers/chat/", "tools/langchain.py", "escalation/overdue.py")
 HEAVY = (
     *("circuitbreaker", "genai_prices", "langchain", "langgraph", "openai", "opentelemetry", "rich", "sqlalchemy"),
     *("torch", "transformers", "typer", "xllamacpp"),

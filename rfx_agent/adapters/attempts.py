@@ -11,9 +11,11 @@ from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableConfig, ensure_config, patch_config
 from langchain_core.runnables.config import (
@@ -26,6 +28,7 @@ from pydantic import ValidationError
 from rfx_agent.errors import ConfigError, RfxError, SamplerError, is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage, Verdict
+from rfx_agent.samplers.chat.read import Prompt, usage_of
 
 __all__ = [
     "FAILURES",
@@ -48,6 +51,7 @@ FAILURES: tuple[type[Exception], ...] = (OutputParserException, ValidationError)
 """Exceptions of a chain or a node that are failed answers by default."""
 T = TypeVar("T")
 
+_ONE = Usage(calls=1)
 _NOSTREAM = "nostream"  # LangGraph's tag for model calls that stream_mode "messages" leaves out
 
 
@@ -275,30 +279,48 @@ class Attempts(Sampler):
 
 
 class Reported(BaseCallbackHandler):
-    """Counts the tokens that the models inside one run report."""
+    """Counts the tokens of the models inside one run; what they do not report is estimated from the text."""
 
     run_inline = True
-    ignore_chain = ignore_agent = ignore_retriever = ignore_retry = ignore_chat_model = ignore_custom_event = True
+    ignore_chain = ignore_agent = ignore_retriever = ignore_retry = ignore_custom_event = True
 
     def __init__(self) -> None:
         self._usage = Usage()
+        self._prompts: dict[UUID, Sequence[Prompt]] = {}
         self._lock = threading.Lock()
 
-    def usage(self) -> Usage:
-        """What was reported; a run is at least one call."""
-        return self._usage if self._usage.calls else Usage(calls=1)
+    def usage(self, otherwise: Usage = _ONE) -> Usage:
+        """What was used; ``otherwise`` where no model was heard of. A run is at least one call."""
+        return self._usage if self._usage.calls else otherwise
 
-    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+    def on_chat_model_start(
+        self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **_: Any
+    ) -> None:
+        """A chat model is asked."""
+        self._prompts[run_id] = messages
+
+    def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **_: Any) -> None:
+        """A model that is no chat model is asked."""
+        self._prompts[run_id] = prompts
+
+    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
         """One model call is over."""
-        used = Usage(calls=1)
-        for generation in (g for choices in response.generations for g in choices):
-            told = getattr(getattr(generation, "message", None), "usage_metadata", None) or {}
-            used += Usage(told.get("input_tokens", 0), told.get("output_tokens", 0))
+        prompts = self._prompts.pop(run_id, ())
+        used = Usage()
+        for at, choices in enumerate(response.generations):
+            prompt = prompts[at] if at < len(prompts) else None
+            for generation in choices:
+                message = getattr(generation, "message", None)
+                if not isinstance(message, BaseMessage):
+                    message = AIMessage(generation.text, response_metadata=response.llm_output or {})
+                used += usage_of(message, prompt=prompt)
+                prompt = None  # it is read once for all choices
         with self._lock:
-            self._usage += used
+            self._usage += replace(used, calls=1)
 
-    def on_llm_error(self, error: BaseException, **_: Any) -> None:
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """One model call failed."""
+        self._prompts.pop(run_id, None)
         with self._lock:
             self._usage += Usage(calls=1)
 

@@ -7,19 +7,33 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages, convert_to_openai_messages
+from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
+from rfx_agent.adapters.record import messages_of
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Step, Verdict
+from rfx_agent.samplers.chat.read import text_of
 from rfx_agent.thinking import after_thinking
 
 _MOST_TOLD = 1_000  # characters of an error that a model is told
 _LINKS = re.compile(r"[ \t]*For (?:troubleshooting|further information),? visit:? \S+[ \t]*\n?")
 
-__all__ = ["Reading", "as_text", "checked_reading", "flawed", "read", "restored", "spoken", "step_of", "told"]
+__all__ = [
+    "Reading",
+    "as_text",
+    "checked_reading",
+    "flawed",
+    "messages_of",
+    "read",
+    "restored",
+    "spoken",
+    "step_of",
+    "text_of",
+    "told",
+]
 
 
 Reading: TypeAlias = str | Callable[[Any], Any]
@@ -52,14 +66,22 @@ def read(value: Any, reading: Reading, who: str) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """What a verifier reads of a chain's input or output: text as it is, a message's text, anything else as JSON."""
+    """What a verifier reads of a chain's input or output: text as it is, a message's text, anything else as JSON.
+
+    Example:
+        >>> as_text({"total": 42})
+        '{"total":42}'
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, BaseMessage):
-        return str(value.text)
-    if isinstance(value, BaseModel):
-        return value.model_dump_json()
-    return to_json(value, fallback=str).decode()
+        return text_of(value)
+    try:
+        if isinstance(value, BaseModel):
+            return value.model_dump_json()
+        return to_json(value, fallback=str).decode()
+    except (ValueError, RecursionError):  # bytes, circles, half a character: no JSON says them
+        return str(value)
 
 
 def step_of(value: Any) -> Step:
@@ -76,7 +98,7 @@ def step_of(value: Any) -> Step:
     else:
         messages = _messages(value)
     if messages:
-        return Step.of([dict(m) for m in convert_to_openai_messages(messages)])
+        return Step.of(messages_of(messages))
     return Step.of(as_text(value))
 
 
@@ -86,7 +108,10 @@ def _messages(value: Any) -> list[BaseMessage] | None:
         return [value]
     if not isinstance(value, list) or not all(_is_message(m) for m in value):
         return None
-    return convert_to_messages(value)
+    try:
+        return convert_to_messages(value)
+    except (NotImplementedError, TypeError, ValueError):  # pairs of texts that only look like messages
+        return None
 
 
 def _is_message(item: Any) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, cast
 
 from langchain.agents.middleware.types import ModelRequest, ModelResponse
 from langchain.agents.structured_output import StructuredOutputError
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables.config import set_config_context
 
@@ -16,6 +17,9 @@ from rfx_agent.adapters.texts import as_text, flawed, restored, told
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, SampleRequest, Verdict
 from rfx_agent.samplers.chat import ChatModelSampler, rollout_of
+from rfx_agent.samplers.chat.models import name_of
+from rfx_agent.samplers.chat.parameters import Learned, declared, given, traits_of
+from rfx_agent.samplers.chat.read import Prompt
 
 __all__ = ["AgentModel", "Parameters", "Response", "answer_of", "fits", "rollout_of_response"]
 
@@ -30,11 +34,13 @@ class Parameters:
         temperature: the user's, or None for the agent's own.
         max_tokens: the user's, or None for the agent's own.
         takes_temperature: whether the model does; None looks whether it has such a field.
+        learned: what the agent's models were found to refuse.
     """
 
     temperature: float | None = None
     max_tokens: int | None = None
     takes_temperature: bool | None = None
+    learned: Learned = field(default_factory=dict, compare=False)
 
 
 def answer_of(response: ModelResponse[Any]) -> AIMessage | None:
@@ -45,11 +51,13 @@ def answer_of(response: ModelResponse[Any]) -> AIMessage | None:
     return message
 
 
-def rollout_of_response(made: Response, temperature: float | None = None, *, number: int) -> Rollout:
-    """What the model gave, as a rollout."""
+def rollout_of_response(
+    made: Response, temperature: float | None = None, *, number: int, prompt: Prompt | None = None
+) -> Rollout:
+    """What the model gave, as a rollout. ``prompt`` is what it was asked, for tokens that nobody counted."""
     message = made.ai_message if isinstance(made, StructuredOutputError) else _said(made)
     assert message is not None  # noqa: S101  # a model call gives a message
-    rollout = rollout_of(message, temperature, message.id or response_id(number), name="r0")
+    rollout = rollout_of(message, temperature, message.id or response_id(number), name="r0", prompt=prompt)
     if isinstance(made, ModelResponse) and made.structured_response is not None:
         # The tokens spell the model's own text, and no place in this one.
         return replace(rollout, text=as_text(made.structured_response), tokens=None)
@@ -79,14 +87,15 @@ class AgentModel(Thing):
         self._request, self._handler, self._model, self._settings = request, handler, model, settings
         self._nominal, self._root, self._names = nominal, root or self, names
         self.takes_revision = revises
-        own_model = request.model
-        declared = getattr(type(own_model), "model_fields", {})
-        name = getattr(own_model, "model_name", None) or getattr(own_model, "model", None)
-        self.name = str(name or type(own_model).__name__)
-        takes = settings.takes_temperature
-        self.takes_temperature = "temperature" in declared if takes is None else takes
-        self.takes_max_tokens = "max_tokens" in declared or settings.max_tokens is not None
-        self._driving = tuple(name for name in ("temperature", "max_tokens") if name in declared)
+        own_model, takes = request.model, settings.takes_temperature
+        self._traits = traits_of(own_model, settings.learned)
+        self.name = name_of(own_model)
+        has = [name for name in ("temperature", "max_tokens") if declared(own_model, name) is not None]
+        self.takes_temperature = "temperature" in has if takes is None else takes
+        self.takes_temperature &= "temperature" not in self._traits.refused
+        self.takes_max_tokens = "max_tokens" in has or settings.max_tokens is not None
+        self.takes_max_tokens &= "max_tokens" not in self._traits.refused
+        self._driving = tuple(name for name in has if name != "temperature" or takes is not False)
         own = request.model_settings.get("temperature", getattr(own_model, "temperature", None))
         known = own if isinstance(own, (int, float)) and own >= 0 else nominal.temperature
         self.temperature = known if settings.temperature is None else settings.temperature
@@ -94,21 +103,41 @@ class AgentModel(Thing):
 
     def driver(self) -> Sampler:
         """The model that drives the tool: the one given, else the agent's own, without its tools."""
-        return self._model or ChatModelSampler(self._request.model, arguments=self._driving)
+        if self._model is not None:
+            return self._model
+        driver = ChatModelSampler(self._request.model, arguments=self._driving)
+        driver.learned = self._settings.learned
+        return driver
 
     def run(self, again: Again) -> Response:
         """One more call of the model. Its tokens are left out of streams."""
         with set_config_context(again.config(sync=True)) as context:
-            return context.run(self._handler, self._as(again))  # type: ignore[no-any-return]  # LangChain's handler
+            while True:
+                asked, sent = self._as(again)
+                try:
+                    return context.run(self._handler, asked)  # type: ignore[no-any-return]  # LangChain's handler
+                except Exception as error:
+                    if self._traits.learns(asked.model, error, sent) is None:
+                        raise
 
     async def arun(self, again: Again) -> Response:
         """The same on the running event loop."""
         with set_config_context(again.config(sync=False)) as context:
-            return await in_context(self._handler(self._as(again)), context)  # type: ignore[no-any-return]  # as above
+            while True:
+                asked, sent = self._as(again)
+                try:
+                    return await in_context(self._handler(asked), context)  # type: ignore[no-any-return]  # as above
+                except Exception as error:
+                    if self._traits.learns(asked.model, error, sent) is None:
+                        raise
 
     def made(self, output: Response, again: Again) -> Made:
         """What the model gave. A response that calls tools is no answer."""
-        rollout = rollout_of_response(output, again.request.temperature, number=again.number)
+        temperature = None if "temperature" in self._traits.refused else again.request.temperature
+        asked = self._request
+        prompt = [*([] if asked.system_message is None else [asked.system_message]), *asked.messages]
+        rollout = rollout_of_response(output, temperature, number=again.number, prompt=prompt)
+        rollout = replace(rollout, usage=again.reported.usage(rollout.usage))
         if isinstance(output, StructuredOutputError):
             return Made(rollout, flaw=flawed(output, "it is no structured response"), usage=rollout.usage)
         if answer_of(output) is None:
@@ -121,12 +150,13 @@ class AgentModel(Thing):
         """A structured response that LangChain cannot parse is a failed answer; anything else is out of order."""
         if isinstance(error, StructuredOutputError):
             return self.made(error, again)
-        return Made(error=error)
+        return Made(error=error, usage=again.reported.usage())
 
-    def _as(self, again: Again) -> ModelRequest[Any]:
-        """The agent's request, its parameters changed only where they differ from the agent's own."""
+    def _as(self, again: Again) -> tuple[ModelRequest[Any], Mapping[str, str]]:
+        """The agent's request, its parameters changed only where they differ from the agent's own; which are set."""
         request, changed = again.request, dict[str, Any]()
-        if self._settings.temperature is not None or request.temperature != self.temperature:
+        set_here = self._settings.temperature is not None or request.temperature != self.temperature
+        if set_here and self._settings.takes_temperature is not False:
             changed["temperature"] = request.temperature
         raised = request.max_tokens != self._nominal.max_tokens and self.takes_max_tokens
         if self._settings.max_tokens is not None or raised:
@@ -138,11 +168,18 @@ class AgentModel(Thing):
         asked = self._request
         if request.revision is not None:  # in this request alone, never in the thread
             asked = asked.override(messages=told(list(asked.messages), request.revision) or asked.messages)
-        return asked.override(model_settings={**asked.model_settings, **changed}) if changed else asked
+        if not changed and not self._traits.cleared:
+            return asked, {}
+        model, arguments, sent = given(asked.model, changed, self._traits)
+        own = {name: value for name, value in asked.model_settings.items() if name not in sent}
+        return asked.override(model=cast("BaseChatModel", model), model_settings=own | arguments), sent
 
     def on(self, other: Sampler) -> AgentModel | None:
-        """The agent's request to another chat model, with its tools and its structured response."""
-        if not isinstance(other, ChatModelSampler):
+        """The agent's request to another chat model, with its tools and its structured response.
+
+        One that is wrapped, as by ``with_retry``, takes no tools, and is asked alone.
+        """
+        if not isinstance(other, ChatModelSampler) or not isinstance(other.model, BaseChatModel):
             return None
         request, names = self._request.override(model=other.model), other.arguments
         settings = replace(self._settings, takes_temperature="temperature" in names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,31 +16,20 @@ from rfx_agent.samplers.openai.reply import (
     MalformedReplyError,
     UsageOf,
     completion_tokens,
-    estimate_tokens,
     read_choices,
     to_rollout,
 )
+from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
+from rfx_agent.samplers.usage import estimate_tokens
 
 __all__ = ["Traits", "sample_flow"]
 
-_REFUSALS = frozenset({400, 403, 404, 422, 501})
-_UNSUPPORTED = re.compile(
-    r"unsupported|not support|only the default|unrecogni[sz]ed|unknown|unexpected"
-    r"|extra inputs|not (permitted|allowed)",
-    re.IGNORECASE,
-)
-# Parameter of the body → the words that name it in a refusal, whether the refusal must also say "unsupported"
-# (a value out of range is the caller's to correct), and what the caller then goes without.
-_OPTIONAL: dict[str, tuple[re.Pattern[str], bool, str]] = {
-    "logprobs": (re.compile(r"log_?prob", re.IGNORECASE), False, "sampled without log-probabilities"),
-    "max_tokens": (re.compile(r"max_tokens"), True, "max_tokens was sent as max_completion_tokens"),
-    "temperature": (re.compile(r"\btemperature\b", re.IGNORECASE), True, "drawn at the server's own temperature"),
-    "seed": (re.compile(r"\bseed\b", re.IGNORECASE), True, "drawn without a seed"),
-    "n": (
-        re.compile(r"['\"`]n['\"`]|\bn\b ?(>|=|!=|must|should|value|is )|n_cmpl|(multiple|number of) c(hoice|omple)"),
-        False,
-        "",
-    ),
+# What the caller goes without where the server refuses a parameter.
+_EFFECTS = {
+    "logprobs": "sampled without log-probabilities",
+    "max_tokens": "max_tokens was sent as max_completion_tokens",
+    "temperature": "drawn at the server's own temperature",
+    "seed": "drawn without a seed",
 }
 
 
@@ -137,14 +125,11 @@ def _asks_logprobs(request: SampleRequest, traits: Traits) -> bool:
 def _refused(body: Mapping[str, Any], reply: Reply) -> str | None:
     """The parameter of ``body`` that the server does not take, where its answer names one."""
     error = reply.error
-    if error is None or error.status not in _REFUSALS:
+    if error is None or error.status not in REFUSALS:
         return None
     cause = error.__cause__
     said = f"'{getattr(cause, 'param', '')}' {getattr(cause, 'code', '')} {cause}"
-    for parameter, (words, unsupported, _) in _OPTIONAL.items():
-        if parameter in body and words.search(said) and (not unsupported or _UNSUPPORTED.search(said)):
-            return parameter
-    return None
+    return refused_parameter(body, said)
 
 
 class _Harvest:
@@ -211,8 +196,8 @@ class _Harvest:
     def _all_notes(self) -> list[str]:
         notes = [
             f"{effect} ({self.traits.refused[parameter]})"
-            for parameter, (_, _, effect) in _OPTIONAL.items()
-            if effect and parameter in self.traits.refused and self._wanted(parameter)
+            for parameter, effect in _EFFECTS.items()
+            if parameter in self.traits.refused and self._wanted(parameter)
         ]
         notes += [f"{note} (x{count})" if count > 1 else note for note, count in self.notes.items() if note]
         places = {draw: i for i, (draw, _) in enumerate(self.rollouts)}

@@ -12,21 +12,19 @@ from typing import Any, Literal, TypeAlias
 
 from rfx_agent.records import Rollout, Usage
 from rfx_agent.samplers.openai.rows import covered, read_ids, read_table
+from rfx_agent.samplers.usage import estimate_tokens
 
 __all__ = [
     "Choice",
     "MalformedReplyError",
     "UsageOf",
     "completion_tokens",
-    "estimate_tokens",
     "read_choices",
     "to_rollout",
 ]
 
 UsageOf: TypeAlias = Literal["request", "choice"]
 
-# Low on purpose: better to charge a budget too much than too little.
-_CHARS_PER_TOKEN = 3
 # More text per reported token than any tokenizer gives: the count is of one choice only.
 _IMPLAUSIBLE_CHARS = 9
 
@@ -109,11 +107,6 @@ def _text(content: Any) -> str:
     if isinstance(content, list):  # parts, as some servers answer
         return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
     return content if isinstance(content, str) else ""
-
-
-def estimate_tokens(text: str) -> int:
-    """Tokens of a text that nobody counted; rather too many than too few."""
-    return -(-len(text) // _CHARS_PER_TOKEN)
 
 
 def completion_tokens(

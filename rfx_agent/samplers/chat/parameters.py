@@ -1,0 +1,218 @@
+"""How a chat model is given the parameters of one draw, and which of them it refuses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import Runnable, RunnableConfig
+
+from rfx_agent.samplers.chat.models import name_of
+from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
+
+__all__ = ["PARAMETERS", "Asked", "Draw", "Learned", "Traits", "declared", "given", "traits_of"]
+
+PARAMETERS = ("temperature", "max_tokens", "seed", "logprobs", "top_logprobs")
+"""What a draw may set on a chat model, by the names that most classes give them."""
+
+# The other names of max_tokens that classes declare.
+_CAPS = ("max_tokens", "max_output_tokens", "max_completion_tokens", "max_new_tokens", "num_predict")
+_KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
+
+
+def declared(model: object, parameter: str) -> str | None:
+    """The field of ``model``'s class that holds ``parameter``; None where it declares none.
+
+    Example:
+        >>> from langchain_core.language_models import FakeListChatModel
+        >>> declared(FakeListChatModel(responses=["7"]), "max_tokens") is None
+        True
+    """
+    fields = getattr(type(model), "model_fields", {})
+    return next((name for name in (_CAPS if parameter == "max_tokens" else (parameter,)) if name in fields), None)
+
+
+@dataclass(slots=True)
+class Traits:
+    """What is known of one model; learned from its errors and kept for its sampler's life.
+
+    Attributes:
+        by_field: whether its calls take no parameters, so that they are set on a copy of the model.
+        names: a parameter's name where it was learned that it is another one.
+        refused: parameters that it does not take, with its reason.
+        cleared: those of its own fields that are emptied on a copy, because their defaults were refused too (Gemini's).
+    """
+
+    by_field: bool = False
+    names: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    cleared: dict[str, None] = field(default_factory=dict)
+
+    def learns(self, model: object, error: Exception, sent: Mapping[str, str]) -> int | None:
+        """Learn from ``error`` what the model refuses of ``sent``; None where it refuses none of that.
+
+        Args:
+            model: that was asked, with the fields that it had then.
+            error: what it raised.
+            sent: the parameters that it was asked with, and the names under which they were sent.
+
+        Returns:
+            The requests that the refusal took: 0 where nothing reached the provider.
+        """
+        chain = [*_causes(error)]
+        said = " ".join(f"'{getattr(x, 'param', '')}' {getattr(x, 'code', '')} {x}" for x in chain)
+        if isinstance(error, TypeError) and (keyword := _KEYWORD.search(said)):
+            refused = next((p for p, name in sent.items() if name == keyword[1]), None)
+            if refused is not None and not self.by_field and declared(model, refused):
+                self.by_field = True
+                return 0
+        else:
+            status = next((code for x in chain if (code := _status(x)) is not None), None)
+            if status is not None and status not in REFUSALS:
+                return None
+            refused = refused_parameter({*sent, *_own(model)}, said, strict=status is None)
+        if refused is None:
+            return None
+        if refused == "max_tokens" and "max_completion_tokens" in said and sent[refused] == "max_tokens":
+            self.names[refused] = "max_completion_tokens"
+        else:
+            self.cleared |= dict.fromkeys(_own(model).get(refused, ()))
+            self.refused.setdefault(refused, str(error))
+        return 0 if isinstance(error, TypeError | ValueError) else 1
+
+
+Learned: TypeAlias = dict[tuple[type, str], Traits]
+"""What was learned of several models, by class and name: a configurable one is another object in every call."""
+
+
+def traits_of(model: Runnable[Any, Any], learned: Learned) -> Traits:
+    """What is known of ``model``, kept in ``learned``."""
+    return learned.setdefault((type(model), name_of(model)), Traits())
+
+
+def given(
+    model: Runnable[Any, Any], values: Mapping[str, Any], traits: Traits
+) -> tuple[Runnable[Any, Any], dict[str, Any], dict[str, str]]:
+    """How ``model`` is given ``values``: the model to call, the arguments of the call, and what is sent by which name.
+
+    A call's arguments are tried first, as LangChain's own do it. A class whose client takes none (Ollama's) has them
+    set on a copy, which shares the client. A parameter that the model refused, or that its profile says it does not
+    take, is left out.
+    """
+    profile = getattr(model, "profile", None) if isinstance(model, BaseChatModel) else None
+    refused = set(traits.refused)
+    if isinstance(profile, Mapping) and profile.get("temperature") is False:
+        refused.add("temperature")
+    if "logprobs" in refused:
+        refused.add("top_logprobs")
+    sent: dict[str, str] = {}
+    for parameter in values:
+        if parameter in refused:
+            continue
+        name = traits.names.get(parameter) or declared(model, parameter) or parameter
+        if not traits.by_field or declared(model, parameter) == name:
+            sent[parameter] = name
+    by_name = {name: values[parameter] for parameter, name in sent.items()}
+    fields = traits.cleared | (by_name if traits.by_field else {})
+    if fields and isinstance(model, BaseChatModel):
+        model = model.model_copy(update=fields)
+    return model, {} if traits.by_field else by_name, sent
+
+
+def _own(model: object) -> dict[str, tuple[str, ...]]:
+    """The parameters that ``model`` itself sets, and in which fields. A cap is left alone: some providers need one."""
+    fields = {"temperature": ("temperature",), "seed": ("seed",), "logprobs": ("logprobs", "top_logprobs")}
+    if not isinstance(model, BaseChatModel):
+        return {}
+    set_here = {p: tuple(n for n in names if getattr(model, n, None) is not None) for p, names in fields.items()}
+    return {parameter: names for parameter, names in set_here.items() if names and declared(model, parameter)}
+
+
+@dataclass(slots=True)
+class Draw:
+    """One draw: what is asked for, and what became of it.
+
+    Attributes:
+        values: the parameters, by the names of ``PARAMETERS``.
+        calls: requests made so far, refused ones included.
+        sent: the parameters that the last request had.
+    """
+
+    values: Mapping[str, Any]
+    calls: int = 0
+    sent: Mapping[str, str] = field(default_factory=dict)
+
+    def taken(self, parameter: str) -> Any:
+        """The value of ``parameter`` that the model was asked with, or None."""
+        return self.values[parameter] if parameter in self.sent else None
+
+
+class Asked(Runnable[Any, Any]):
+    """A chat model in one draw: asked with the draw's parameters, and again without those that it refuses."""
+
+    def __init__(self, model: Runnable[Any, Any], traits: Traits, draw: Draw) -> None:
+        self._model, self._traits, self._draw = model, traits, draw
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002  # LangChain's
+        """See ``Runnable``."""
+        while True:
+            model, arguments, sent = self._given(kwargs)
+            try:
+                answer = model.invoke(input, config, **arguments)
+            except Exception as error:
+                if not self._learned(model, error, sent):
+                    raise
+            else:
+                self._draw.calls += 1
+                return answer
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002  # LangChain's
+        """See ``Runnable``."""
+        while True:
+            model, arguments, sent = self._given(kwargs)
+            try:
+                answer = await model.ainvoke(input, config, **arguments)
+            except Exception as error:
+                if not self._learned(model, error, sent):
+                    raise
+            else:
+                self._draw.calls += 1
+                return answer
+
+    def _given(self, bound: dict[str, Any]) -> tuple[Runnable[Any, Any], dict[str, Any], dict[str, str]]:
+        """The draw's parameters come before those that somebody bound to the model, also under another name."""
+        model, arguments, sent = given(self._model, self._draw.values, self._traits)
+        hidden = {*sent, *sent.values()} | ({*_CAPS} if "max_tokens" in sent else set())
+        self._draw.sent = sent
+        return model, {name: value for name, value in bound.items() if name not in hidden} | arguments, sent
+
+    def _learned(self, model: object, error: Exception, sent: Mapping[str, str]) -> bool:
+        took = self._traits.learns(model, error, sent)
+        self._draw.calls += 1 if took is None else took
+        return took is not None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and what caused it."""
+    seen: BaseException | None = error
+    for _ in range(5):
+        if seen is None:
+            return
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an SDK's error carries: OpenAI's, Anthropic's, Ollama's, Google's and Amazon's."""
+    response = getattr(error, "response", None)
+    told = response.get("ResponseMetadata") if isinstance(response, Mapping) else None
+    found = (
+        getattr(error, "status_code", None),
+        getattr(response, "status_code", None),
+        told.get("HTTPStatusCode") if isinstance(told, Mapping) else None,
+        getattr(error, "code", None),
+    )
+    return next((x for x in found if isinstance(x, int) and 100 <= x < 600), None)

@@ -1,0 +1,252 @@
+"""What a message of a chat model says: its text, how it ended, its tokens, its log-probabilities. All untrusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+
+from rfx_agent.evidence.tables import TopLogprobs
+from rfx_agent.records import Message, Rollout, Usage
+from rfx_agent.samplers.openai.rows import read_table
+from rfx_agent.samplers.usage import MOST_UNSEEN, believed, count, estimate_tokens
+
+__all__ = ["Prompt", "ended", "rollout_of", "text_in", "text_of", "usage_of"]
+
+Prompt: TypeAlias = Sequence[BaseMessage | Message] | str
+"""What a model was asked: messages of LangChain's or in OpenAI's format, or a text."""
+
+_REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")  # OpenAI, Anthropic, Bedrock, Ollama
+_LONGEST_REASON = 64  # characters
+
+_TEXTS = ("text", "output_text", "input_text")
+_THOUGHTS = ("thinking", "reasoning", "redacted_thinking", "reasoning_content")
+_CALLS = ("tool_use", "tool_call", "function_call", "tool_call_chunk", "input_json_delta")
+
+# Where a provider's count stands where LangChain did not put it into ``usage_metadata``.
+_COUNTED = ("token_usage", "usage", "usage_metadata")
+_READ = ("input_tokens", "prompt_tokens", "inputTokens", "prompt_token_count", "promptTokenCount", "prompt_eval_count")
+_WRITTEN = ("output_tokens", "completion_tokens", "outputTokens", "candidates_token_count", "eval_count")
+_TOTAL = ("total_tokens", "totalTokens", "total_token_count")
+_HIDDEN = ("reasoning", "audio", "image", "reasoning_tokens", "audio_tokens", "image_tokens")
+
+_TEMPLATE = 64  # tokens that a chat template may add to each message
+_PICTURE = 1_000  # tokens of a picture, a sound or a file that nobody counted
+_MOST_READ = 2**21  # tokens: no model reads more
+
+
+def text_in(block: Any) -> str | None:
+    """The text of a content block; None where it is none."""
+    if isinstance(block, str):
+        return block
+    if not isinstance(block, Mapping):
+        return None
+    text, kind = block.get("text"), block.get("type")
+    # Bedrock's blocks have no type, and one key.
+    return text if isinstance(text, str) and (kind in _TEXTS or (kind is None and len(block) == 1)) else None
+
+
+def text_of(message: BaseMessage) -> str:
+    """What a message says: the text of its blocks, without what the model thought.
+
+    Blocks stand on lines of their own, except where they are parts of one text: pieces of a stream (one ``index``, or
+    chunks without any), and the parts of a sentence whose sources Anthropic cites.
+
+    Example:
+        >>> text_of(AIMessage([{"type": "text", "text": "I checked that."}, {"type": "text", "text": "Answer: 4"}]))
+        'I checked that.\\nAnswer: 4'
+    """
+    if isinstance(message.content, str):
+        return message.content
+    said, before = "", None
+    for block in message.content:
+        text = text_in(block)
+        if not text:
+            before = block if text is None else before
+            continue
+        if said and not said.endswith("\n") and not _same_text(before, block, isinstance(message, AIMessageChunk)):
+            said += "\n"
+        said += text
+        before = block
+    return said
+
+
+def _same_text(one: Any, two: Any, streamed: bool) -> bool:
+    """Whether ``two`` goes on with the text of ``one``, the block before it."""
+    if isinstance(one, str) and not isinstance(two, str):
+        return streamed or "extras" in two  # Gemini: the signature of the text that was streamed before it
+    if isinstance(one, str) or isinstance(two, str):
+        return streamed
+    if text_in(one) is None:
+        return False
+    if one.get("index") is not None or two.get("index") is not None:
+        return bool(one.get("index") == two.get("index"))
+    return streamed or bool(one.get("citations") or two.get("citations"))
+
+
+def ended(message: BaseMessage) -> str | None:
+    """Why the model stopped, as its provider says it; ``refusal`` where it refused, None where nobody says."""
+    told = message.response_metadata
+    if _refusal(message) is not None:
+        return "refusal"
+    if told.get("status") == "incomplete":  # OpenAI's Responses API
+        details = told.get("incomplete_details")
+        return str((details.get("reason") if isinstance(details, Mapping) else None) or "incomplete")[:_LONGEST_REASON]
+    blocked = told.get("prompt_feedback")
+    if isinstance(blocked, Mapping) and blocked.get("block_reason") and not message.content:  # Gemini's
+        return "prohibited_content"
+    reason = next((told[key] for key in _REASONS if isinstance(told.get(key), str)), None)
+    return None if reason is None else reason[:_LONGEST_REASON]
+
+
+def _refusal(message: BaseMessage) -> str | None:
+    """What a model said in the place of an answer; None where it did not refuse."""
+    refusal = message.additional_kwargs.get("refusal")
+    if refusal:
+        return refusal if isinstance(refusal, str) else ""
+    for block in message.content:
+        if isinstance(block, Mapping) and block.get("type") == "refusal":
+            return str(block.get("refusal") or "")
+    return None
+
+
+def rollout_of(
+    message: BaseMessage,
+    temperature: float | None = None,
+    response_id: str | None = None,
+    *,
+    name: str = "",
+    prompt: Prompt | None = None,
+    cap: int | None = None,
+) -> Rollout:
+    """What a chat model answered, as a rollout: its tokens, and its top-K table where it gives a usable one.
+
+    Args:
+        message: the answer.
+        temperature: it was drawn with, where that is known.
+        response_id: by default the message's own.
+        name: the rollout's id, which the engine gives otherwise.
+        prompt: what was asked. Where it is None, prompt tokens that nobody counted are 0.
+        cap: most tokens that were asked for, where that is known.
+    """
+    text = text_of(message) or _refusal(message) or ""
+    tokens, table = _table(text, message.response_metadata.get("logprobs"))
+    return Rollout(
+        text=text,
+        id=name,
+        response_id=response_id or message.id,
+        temperature=temperature,
+        finish_reason=ended(message),
+        usage=usage_of(message, prompt=prompt, cap=cap),
+        tokens=tokens,
+        logprobs=table,
+    )
+
+
+def _table(text: str, told: Any) -> tuple[tuple[str, ...] | None, TopLogprobs | None]:
+    """The tokens and the table of ``logprobs``: OpenAI's, whose entries stand under ``content``, or Ollama's list."""
+    entries = told.get("content") if isinstance(told, Mapping) else told
+    if not isinstance(entries, list) or not entries:
+        return None, None
+    if not all(isinstance(e, Mapping) and isinstance(e.get("token"), str) for e in entries):
+        return None, None
+    tokens, table, _ = read_table(text, entries, None)
+    return tokens, table
+
+
+def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | None = None) -> Usage:
+    """Tokens of one model call. What nobody counted is estimated from the text; what cannot be true is not believed.
+
+    A model writes at most ``cap`` tokens, or where no cap is known at most a token per byte, besides what it thought
+    unseen; it reads at most a token per byte, besides pictures and files.
+
+    Example:
+        >>> usage_of(AIMessage("It is 42"), prompt="What is 6 times 7?")
+        Usage(prompt_tokens=6, completion_tokens=3, calls=1)
+    """
+    sources = [*_sources(message)]
+    read, written, total = (_first(sources, names) for names in (_READ, _WRITTEN, _TOTAL))
+    asked = _asked(read, prompt)
+    if not written and total is not None and total > asked:
+        written = total - asked
+    text, unseen = _all_text(message)
+    estimate = max(estimate_tokens(text), 1)
+    if not written:
+        # A text that was cut at its cap has it all, also where the model only thought.
+        cut = cap is not None and (ended(message) or "").lower() in ("length", "max_tokens")
+        return Usage(asked, max(estimate, cap or 0) if cut else estimate, 1)
+    if cap is None or unseen:
+        hidden = MOST_UNSEEN
+    else:
+        details = sources[0].get("output_token_details") or sources[0].get("completion_tokens_details")
+        told = [count(details.get(x)) or 0 for x in _HIDDEN] if isinstance(details, Mapping) else []
+        hidden = sum(told) if sum(told) <= MOST_UNSEEN else 0
+    seen = len(text.encode(errors="replace"))
+    return Usage(asked, believed(written, seen, unseen=hidden, cap=cap, least=estimate), 1)
+
+
+def _sources(message: BaseMessage) -> Iterator[Mapping[str, Any]]:
+    """Where counts may stand, the most trusted first."""
+    told = message.response_metadata
+    for place in (getattr(message, "usage_metadata", None), *map(told.get, _COUNTED), told):
+        if isinstance(place, Mapping):
+            yield place
+
+
+def _first(sources: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int | None:
+    """The first number of tokens above 0 under one of ``names``; None where nobody counted."""
+    found = (count(place.get(name)) for place in sources for name in names)
+    return next((number for number in found if number), None)
+
+
+def _asked(claim: int | None, prompt: Prompt | None) -> int:
+    """Tokens read: ``claim`` as far as it can be true, or what ``prompt`` is estimated at."""
+    if claim is not None and claim <= MOST_UNSEEN:
+        return claim  # chat templates, tools and what they find are read too, and are in no message
+    if prompt is None:
+        return 0 if claim is None else min(claim, MOST_UNSEEN)
+    text, pictures, messages = _read(prompt)
+    if claim is None:
+        return estimate_tokens(text) + _PICTURE * pictures
+    seen = len(text.encode(errors="replace")) + _TEMPLATE * messages
+    return believed(claim, seen, unseen=_MOST_READ if pictures else MOST_UNSEEN)
+
+
+def _read(prompt: Prompt) -> tuple[str, int, int]:
+    """The text of a prompt, how many blocks of it are none, and how many messages it has."""
+    if isinstance(prompt, str):
+        return prompt, 0, 1
+    parts: list[str] = []
+    pictures = 0
+    for message in prompt:
+        content: Any = message.content if isinstance(message, BaseMessage) else message.get("content")
+        texts = [text_in(block) for block in ([content] if isinstance(content, str) else content or ())]
+        calls = getattr(message, "tool_calls", None) or (isinstance(message, Mapping) and message.get("tool_calls"))
+        parts += [text for text in texts if text is not None]
+        parts += [_json(calls)] if calls else []
+        pictures += sum(text is None for text in texts)
+    return "\n".join(parts), pictures, len(prompt)
+
+
+def _all_text(message: BaseMessage) -> tuple[str, bool]:
+    """All that a model wrote and shows: text, thoughts, tool calls; whether there is more that is no text."""
+    parts = [text_of(message), _refusal(message) or ""]
+    unseen = bool(message.additional_kwargs.get("audio"))
+    for block in message.content if isinstance(message.content, list) else ():
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if text_in(block) is not None or kind in _CALLS or kind == "refusal":
+            continue
+        unseen = unseen or kind not in _THOUGHTS
+        if isinstance(block, Mapping) and kind in _THOUGHTS:
+            parts += [x for key in ("thinking", "reasoning") if isinstance(x := block.get(key), str)]
+    thought = message.additional_kwargs.get("reasoning_content")
+    parts.append(thought if isinstance(thought, str) else "")
+    if isinstance(message, AIMessage) and (calls := [*message.tool_calls, *message.invalid_tool_calls]):
+        parts.append(_json([(call.get("name"), call.get("args")) for call in calls]))
+    return "".join(parts), unseen
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)

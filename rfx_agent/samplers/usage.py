@@ -1,0 +1,59 @@
+"""Tokens of a model call: what nobody counted is estimated, and a claim is believed as far as it can be true."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["MOST_UNSEEN", "believed", "count", "estimate_tokens"]
+
+# Low on purpose: better to charge a budget too much than too little.
+_CHARS_PER_TOKEN = 3
+
+MOST_UNSEEN = 131_072
+"""Most tokens of one call that nothing shows: hidden thinking, a tool that the provider runs, a picture."""
+
+
+def estimate_tokens(text: str) -> int:
+    """Tokens of a text that nobody counted; rather too many than too few.
+
+    Example:
+        >>> estimate_tokens("six times seven")
+        5
+    """
+    return -(-len(text) // _CHARS_PER_TOKEN)
+
+
+def count(value: object) -> int | None:
+    """A number of tokens as somebody reports it, or None where it is no number of tokens.
+
+    Example:
+        >>> count(12), count("12"), count(12.0), count(-1), count(True), count(float("nan")), count([12])
+        (12, 12, 12, None, None, None, None)
+    """
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if math.isfinite(value) and value >= 0 else None
+
+
+def believed(claim: int, seen: int, *, unseen: int = 0, cap: int | None = None, least: int = 0) -> int:
+    """``claim`` tokens as far as they can be true.
+
+    Args:
+        claim: what a provider says.
+        seen: the most that what can be seen may be, a token being at least one byte.
+        unseen: tokens besides it that are plausible.
+        cap: most tokens that were asked for, where that is known.
+        least: what can be seen is estimated at.
+
+    Returns:
+        ``claim``, or where it cannot be true what can be seen, but no more than ``cap``.
+
+    Example:
+        >>> believed(300, 900), believed(2_000, 900, unseen=4_000), believed(10**18, 900, cap=512)
+        (300, 2000, 512)
+    """
+    if claim <= max(cap or 0, seen) + unseen:
+        return claim
+    return seen if cap is None else max(cap, least)
