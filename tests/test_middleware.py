@@ -930,3 +930,39 @@ def test_one_exception_in_a_further_call_is_a_failed_attempt_and_the_second_in_a
     assert [x.misses for x in caught.value.case.attempts] == [1, 0]
     assert "ConnectionError: b" in caught.value.case.blocked
     assert issubclass(SamplerError, Exception)
+
+
+class Strict(Scripted):
+    """Its client takes no temperature by argument: what the field says counts."""
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+        if "temperature" in kwargs:
+            raise TypeError("chat() got an unexpected keyword argument 'temperature'")
+        kwargs["field"] = self.temperature
+        return super()._generate(messages, stop, run_manager, **kwargs)
+
+
+@both
+def test_draws_and_tool_of_a_model_whose_calls_take_no_parameters(invoke: Any) -> None:
+    chat = Strict(replies=["41", "40", "39", "6 * 7"])
+    recovery = middleware(tool=ScriptedTool({"6 * 7": 42}), temperature=0.4)
+    state = invoke(agent(chat, recovery), ASKED)
+    assert state["messages"][-1].response_metadata["rfx"]["by"] == "tool"
+    assert [call["field"] for call in chat.calls] == [None, 0.4, 0.4, 0.6]  # the tool is asked at the deployment's own
+
+
+class Silent(Scripted):
+    """Says much, and reports no tokens."""
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+        self._calls.append(kwargs)
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("word " * 300))])
+
+
+@both
+def test_draws_that_nobody_counted_are_charged(invoke: Any) -> None:
+    chat = Silent(replies=[])
+    recovery = middleware(budget=RetryBudget(samples=40, attempts=40, tokens=2_000), on_unresolved="return")
+    message = invoke(agent(chat, recovery), ASKED)["messages"][-1]
+    assert 2 <= len(chat.calls) <= 5
+    assert message.response_metadata["rfx"]["tokens"] >= 500 * (len(chat.calls) - 1)

@@ -35,6 +35,7 @@ def messages_of(messages: Sequence[BaseMessage]) -> list[Message]:
     is in it. Thoughts are left out. A step is recorded so; the user's own runs see the messages as they are.
 
     Example:
+        >>> from langchain_core.messages import HumanMessage
         >>> messages_of([HumanMessage([{"type": "video", "url": "https://example.org/v"}, "What is said?"])])
         [{'role': 'user', 'content': '[video]\\nWhat is said?'}]
     """

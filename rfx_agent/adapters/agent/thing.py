@@ -116,8 +116,10 @@ class AgentModel(Thing):
                 asked, sent = self._as(again)
                 try:
                     return context.run(self._handler, asked)  # type: ignore[no-any-return]  # LangChain's handler
+                except StructuredOutputError:
+                    raise  # it quotes what the model wrote
                 except Exception as error:
-                    if self._traits.learns(asked.model, error, sent) is None:
+                    if self._traits.learns(asked.model, error, sent, asked.model_settings) is None:
                         raise
 
     async def arun(self, again: Again) -> Response:
@@ -127,8 +129,10 @@ class AgentModel(Thing):
                 asked, sent = self._as(again)
                 try:
                     return await in_context(self._handler(asked), context)  # type: ignore[no-any-return]  # as above
+                except StructuredOutputError:
+                    raise  # it quotes what the model wrote
                 except Exception as error:
-                    if self._traits.learns(asked.model, error, sent) is None:
+                    if self._traits.learns(asked.model, error, sent, asked.model_settings) is None:
                         raise
 
     def made(self, output: Response, again: Again) -> Made:

@@ -35,8 +35,8 @@ def model_of(value: Any) -> Runnable[Any, Any]:
         return value
     if isinstance(value, Runnable):
         raise ConfigError(
-            f"{_ME}: model is a chain ({type(value).__name__}); give its chat model alone, or wrap the chain: "
-            "with_recovery(chain, verifier=...)"
+            f"{_ME}: model is a {type(value).__name__}, and no chat model; give the chat model alone, or wrap a whole "
+            "chain: with_recovery(chain, verifier=...)"
         )
     kind = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
     raise ConfigError(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
 
@@ -51,22 +52,27 @@ class Traits:
     refused: dict[str, str] = field(default_factory=dict)
     cleared: dict[str, None] = field(default_factory=dict)
 
-    def learns(self, model: object, error: Exception, sent: Mapping[str, str]) -> int | None:
+    def learns(
+        self, model: object, error: Exception, sent: Mapping[str, str], arguments: Mapping[str, Any]
+    ) -> int | None:
         """Learn from ``error`` what the model refuses of ``sent``; None where it refuses none of that.
 
         Args:
             model: that was asked, with the fields that it had then.
             error: what it raised.
             sent: the parameters that it was asked with, and the names under which they were sent.
+            arguments: of the call.
 
         Returns:
             The requests that the refusal took: 0 where nothing reached the provider.
         """
+        if isinstance(error, OutputParserException):
+            return None  # it quotes what the model wrote
         chain = [*_causes(error)]
         said = " ".join(f"'{getattr(x, 'param', '')}' {getattr(x, 'code', '')} {x}" for x in chain)
         if isinstance(error, TypeError) and (keyword := _KEYWORD.search(said)):
             refused = next((p for p, name in sent.items() if name == keyword[1]), None)
-            if refused is not None and not self.by_field and declared(model, refused):
+            if refused is not None and keyword[1] in arguments and declared(model, refused):
                 self.by_field = True
                 return 0
         else:
@@ -90,7 +96,12 @@ Learned: TypeAlias = dict[tuple[type, str], Traits]
 
 def traits_of(model: Runnable[Any, Any], learned: Learned) -> Traits:
     """What is known of ``model``, kept in ``learned``."""
-    return learned.setdefault((type(model), name_of(model)), Traits())
+    key = type(model), name_of(model)
+    if key not in learned:
+        profile = getattr(model, "profile", None) if isinstance(model, BaseChatModel) else None
+        none = isinstance(profile, Mapping) and profile.get("temperature") is False
+        learned.setdefault(key, Traits(refused={"temperature": f"the profile of {key[1]}"} if none else {}))
+    return learned[key]
 
 
 def given(
@@ -99,13 +110,9 @@ def given(
     """How ``model`` is given ``values``: the model to call, the arguments of the call, and what is sent by which name.
 
     A call's arguments are tried first, as LangChain's own do it. A class whose client takes none (Ollama's) has them
-    set on a copy, which shares the client. A parameter that the model refused, or that its profile says it does not
-    take, is left out.
+    set on a copy, which shares the client. A parameter that the model refused is left out.
     """
-    profile = getattr(model, "profile", None) if isinstance(model, BaseChatModel) else None
     refused = set(traits.refused)
-    if isinstance(profile, Mapping) and profile.get("temperature") is False:
-        refused.add("temperature")
     if "logprobs" in refused:
         refused.add("top_logprobs")
     sent: dict[str, str] = {}
@@ -163,7 +170,7 @@ class Asked(Runnable[Any, Any]):
             try:
                 answer = model.invoke(input, config, **arguments)
             except Exception as error:
-                if not self._learned(model, error, sent):
+                if not self._learned(model, error, sent, arguments):
                     raise
             else:
                 self._draw.calls += 1
@@ -176,7 +183,7 @@ class Asked(Runnable[Any, Any]):
             try:
                 answer = await model.ainvoke(input, config, **arguments)
             except Exception as error:
-                if not self._learned(model, error, sent):
+                if not self._learned(model, error, sent, arguments):
                     raise
             else:
                 self._draw.calls += 1
@@ -189,8 +196,8 @@ class Asked(Runnable[Any, Any]):
         self._draw.sent = sent
         return model, {name: value for name, value in bound.items() if name not in hidden} | arguments, sent
 
-    def _learned(self, model: object, error: Exception, sent: Mapping[str, str]) -> bool:
-        took = self._traits.learns(model, error, sent)
+    def _learned(self, model: object, error: Exception, sent: Mapping[str, str], arguments: Mapping[str, Any]) -> bool:
+        took = self._traits.learns(model, error, sent, arguments)
         self._draw.calls += 1 if took is None else took
         return took is not None
 

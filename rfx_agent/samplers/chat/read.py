@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from pydantic import BaseModel
 
 from rfx_agent.evidence.tables import TopLogprobs
 from rfx_agent.records import Message, Rollout, Usage
@@ -150,6 +151,7 @@ def _table(text: str, told: Any) -> tuple[tuple[str, ...] | None, TopLogprobs | 
     entries = told.get("content") if isinstance(told, Mapping) else told
     if not isinstance(entries, list) or not entries:
         return None, None
+    entries = [e.model_dump() if isinstance(e, BaseModel) else e for e in entries]  # Ollama's are objects
     if not all(isinstance(e, Mapping) and isinstance(e.get("token"), str) for e in entries):
         return None, None
     tokens, table, _ = read_table(text, entries, None)
