@@ -39,28 +39,30 @@ def messages_of(messages: Sequence[BaseMessage]) -> list[Message]:
         >>> messages_of([HumanMessage([{"type": "video", "url": "https://example.org/v"}, "What is said?"])])
         [{'role': 'user', 'content': '[video]\\nWhat is said?'}]
     """
+    if all(isinstance(message.content, str) for message in messages) and (made := _converted(messages)) is not None:
+        return [*made]  # all at once, because a step that passes waits for it
     return [made for message in messages for made in _of(message)]
 
 
 def _of(message: BaseMessage) -> list[Message]:
-    made = _converted(message)
+    made = _converted([message])
     if made is None and isinstance(message.content, list):
         content = [part for block in message.content for part in _convertible(message, block)]
-        made = _converted(message.model_copy(update={"content": content}))
+        made = _converted([message.model_copy(update={"content": content})])
     return [_recorded(one) for one in (made or [_bare(message)])]
 
 
-def _converted(message: BaseMessage) -> list[dict[str, Any]] | None:
-    """What LangChain makes of ``message``; None where it makes nothing."""
+def _converted(messages: Sequence[BaseMessage]) -> list[dict[str, Any]] | None:
+    """What LangChain makes of ``messages``; None where it makes nothing."""
     try:
-        return convert_to_openai_messages([message])
+        return convert_to_openai_messages(messages)
     except Exception:  # noqa: BLE001  # whatever a block has in it: it is only for the record
         return None
 
 
 def _convertible(message: BaseMessage, block: Any) -> Iterator[Any]:
     """``block`` where LangChain converts it, else what stands for it."""
-    if isinstance(block, str) or _converted(message.model_copy(update={"content": [block]})) is not None:
+    if isinstance(block, str) or _converted([message.model_copy(update={"content": [block]})]) is not None:
         yield block
     else:
         yield from _standing_for(block)

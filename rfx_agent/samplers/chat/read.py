@@ -223,9 +223,12 @@ def _read(prompt: Prompt) -> tuple[str, int, int]:
     parts: list[str] = []
     pictures = 0
     for message in prompt:
-        content: Any = message.content if isinstance(message, BaseMessage) else message.get("content")
+        if isinstance(message, BaseMessage):
+            content: Any = message.content
+            calls: Any = message.tool_calls if isinstance(message, AIMessage) else None
+        else:
+            content, calls = message.get("content"), message.get("tool_calls")
         texts = [text_in(block) for block in ([content] if isinstance(content, str) else content or ())]
-        calls = getattr(message, "tool_calls", None) or (isinstance(message, Mapping) and message.get("tool_calls"))
         parts += [text for text in texts if text is not None]
         parts += [_json(calls)] if calls else []
         pictures += sum(text is None for text in texts)
