@@ -234,9 +234,7 @@ def test_a_retry_counts_every_call() -> None:
     ],
 )
 def test_a_chain_is_refused_and_what_takes_it_is_named(chain: Any) -> None:
-    with pytest.raises(
-        ConfigError, match=r"is a Runnable\w+, and no chat model; .*with_recovery\(chain, verifier"
-    ):
+    with pytest.raises(ConfigError, match=r"is a Runnable\w+, and no chat model; .*with_recovery\(chain, verifier"):
         ChatModelSampler(chain)
 
 

@@ -94,7 +94,7 @@ class Scripted(BaseChatModel):
         yield chunk
 
     def bind_tools(self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any) -> Any:
-        names = [t["name"] if isinstance(t, dict) else t.name for t in tools]
+        names = [t.get("name") if isinstance(t, dict) else t.name for t in tools]
         return self.bind(tools=names, **kwargs)
 
 

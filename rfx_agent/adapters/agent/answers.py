@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from langchain.agents.middleware.types import ExtendedModelResponse, ModelRequest, ModelResponse
-from langchain.agents.structured_output import StructuredOutputError
 from langchain_core.messages import AIMessage
 from langgraph.types import Command
 
 from rfx_agent.adapters.agent.person import marked
+from rfx_agent.adapters.agent.structured import Malformed, schema_of
 from rfx_agent.adapters.agent.thing import Response, answer_of
 from rfx_agent.adapters.attempts import RETRACT, Attempts
 from rfx_agent.adapters.texts import restored, spoken
@@ -20,7 +20,7 @@ from rfx_agent.codec import dump
 from rfx_agent.errors import EscalationError
 from rfx_agent.records import Spend, Step
 
-__all__ = ["Answer", "in_response", "marks_of", "open_case", "response_of", "retract", "schema_of", "with_update"]
+__all__ = ["Answer", "in_response", "marks_of", "open_case", "response_of", "retract", "with_update"]
 
 Answer: TypeAlias = ModelResponse[Any] | ExtendedModelResponse[Any]
 
@@ -75,12 +75,6 @@ def response_of(
     return ModelResponse([AIMessage(text, name=said and said.name)], structured)
 
 
-def schema_of(request: ModelRequest[Any]) -> Any:
-    """What a structured response must fit: a type or a JSON schema, or None."""
-    given: Any = request.response_format
-    return given if isinstance(given, type) else getattr(given, "schema", given)
-
-
 def open_case(case: Case, response: ModelResponse[Any], marks: Mapping[str, Any]) -> dict[str, Any]:
     """What the node that asks a person needs of an open case.
 
@@ -98,6 +92,6 @@ def open_case(case: Case, response: ModelResponse[Any], marks: Mapping[str, Any]
 
 def retract(request: ModelRequest[Any], step: Step, first: Response) -> None:
     """Tell the custom stream that what was streamed of the first attempt is void."""
-    message = first.ai_message if isinstance(first, StructuredOutputError) else answer_of(first)
+    message = first.message if isinstance(first, Malformed) else answer_of(first)
     if message is not None and request.runtime is not None:
         request.runtime.stream_writer({"type": RETRACT, "step_id": step.id, "message": message.id})

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any, Literal, Unpack
 
 from rfx_agent.errors import ConfigError, Unresolved
 
 try:
     from langchain.agents.middleware.types import AgentMiddleware, ModelRequest, ModelResponse
-    from langchain.agents.structured_output import StructuredOutputError
 except ImportError as error:
     raise ConfigError("langchain is not installed; install it with: pip install 'rfx-agent[langchain]'") from error
 
-from langchain_core.messages import AIMessage, BaseMessage, convert_to_openai_messages
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.prompt_values import PromptValue
 
 from rfx_agent.adapters.agent.answers import (
     Answer,
@@ -25,14 +26,14 @@ from rfx_agent.adapters.agent.answers import (
     open_case,
     response_of,
     retract,
-    schema_of,
     with_update,
 )
 from rfx_agent.adapters.agent.person import PersonHooks
 from rfx_agent.adapters.agent.state import AgentRun, Purses, RecoverabilityState
+from rfx_agent.adapters.agent.structured import Malformed, malformed, schema_of
 from rfx_agent.adapters.agent.thing import AgentModel, Parameters, answer_of, fits, rollout_of_response
 from rfx_agent.adapters.agent.tools import ToolCheck, ToolHooks, checked_checks
-from rfx_agent.adapters.attempts import Again, Attempts
+from rfx_agent.adapters.attempts import FAILURES, Again, Attempts, checked_failures
 from rfx_agent.adapters.given import (
     AgentOptions,
     OnUnresolved,
@@ -44,6 +45,7 @@ from rfx_agent.adapters.given import (
 )
 from rfx_agent.adapters.graph.source import streaming
 from rfx_agent.adapters.shield import Shield
+from rfx_agent.adapters.texts import as_text, messages_of, step_of
 from rfx_agent.budgets.step import Ledger, RetryBudget
 from rfx_agent.case import Case
 from rfx_agent.checks import among, whole
@@ -51,7 +53,7 @@ from rfx_agent.engine.drive import Call, Flow, drive, drive_async
 from rfx_agent.engine.nodes import diagnose, judged, recover, start, until_asked
 from rfx_agent.engine.run import Run
 from rfx_agent.engine.settings import Settings
-from rfx_agent.records import Message, SampleRequest, Spend, Step
+from rfx_agent.records import SampleRequest, Spend, Step
 from rfx_agent.recovery import Recovery
 
 __all__ = ["RecoverabilityMiddleware"]
@@ -62,8 +64,6 @@ _ME = "RecoverabilityMiddleware"
 class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
     """Verifies an agent's final answers, and recovers those that fail.
 
-        agent = create_agent(model, tools, middleware=[RecoverabilityMiddleware(verifier=...)])
-
     A response that calls tools is no answer and passes on. A final one (no tool calls, or a structured response, which
     is judged as JSON) goes to the verifier; nothing else makes it a failure, and one that passes costs nothing more.
     After a failure the model is asked again with the same request, which does not grow; the case is diagnosed and
@@ -72,11 +72,22 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
 
     A draw that calls tools counts as failed. Where nothing else succeeds and no person is asked it is what comes back,
     with outcome ``continued``: the agent goes on and its next answer is judged; with ``per="call"`` it never does,
-    because no budget would end that. A structured response that LangChain cannot parse counts as a failed answer too.
+    because no budget would end that.
+
+    Where the agent has a ``response_format``, a structured response that LangChain cannot parse is a failed answer, and
+    the schema's error its feedback; so are several at once and, in an agent without tools, a plain text. LangChain's
+    own loop behind one (``handle_errors``, which nothing bounds) is not entered: the thread has no failed call and no
+    message about it. What nothing rescues raises ``Unresolved`` from LangChain's error, or, with
+    ``on_unresolved="return"``, that error itself, because LangChain would call the model again behind any response.
+    A raw JSON schema is not enforced by LangChain; the verifier has to. Nobody is asked by ``interrupts`` where there
+    is no response to ask about.
+
+    Any other exception of the first call passes through at once, unless it is one of ``failures``.
 
     A failed answer of which the verifier says what is wrong is revised: the answer and the feedback stand in that one
-    request, never in the thread. In an agent with tools only where ``remedies`` lists ``Revise()``, as it was
-    not shown to help; nor does the agent hear of the feedback where the revised draw calls a tool.
+    request, never in the thread. In an agent with tools only a malformed structured response is, unless ``remedies``
+    lists ``Revise()``, as it was not shown to help; nor does the agent hear of the feedback where the revised draw
+    calls a tool.
 
     Order (the first in the list is the outermost):
 
@@ -95,20 +106,24 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
     attempts are not streamed, and the message that stands arrives whole. The custom stream has the events of the
     recovery too (``rfx_agent.events.as_record``); an answer that passes is in it only where ``on_event`` is set.
 
+    An agent has one of these: LangChain refuses two of a name. Two verifiers go into one, as ``AllOf`` or ``Cascade``.
+
     Counts are in the agent's state: ``rfx_run`` since the last message of the user, an interrupt in between included,
     ``rfx_thread`` over the thread. A subagent is a run of its own, with a budget of its own.
 
     Args:
-        recovery: what to verify and spend. Its temperature and its cap on tokens are those of the tool's input; what
-            draws of the agent take is said here. Or give ``verifier`` and what else differs from ``Recovery``'s
-            defaults by name.
+        recovery: what to verify and spend. Its cap on tokens is that of the tool's input, and its sampler drives the
+            tool; draws of the agent are left alone but for what is said here. Or give ``verifier`` and what else
+            differs from ``Recovery``'s defaults by name.
         verifier: judges answers.
         sampler: the model that drives ``tool``; by default the agent's own, without its tools.
         tool: what ``tool_verify`` runs.
         budget: caps on recovery, in one run or in one call of the model (``per``).
-        prompt: makes the step, or its prompt, from the model request; by default the request's messages.
-        answer: makes what the verifier reads from the message that answers; by default its text, and a structured
-            response as JSON.
+        prompt: makes the prompt of the step from the model request: text, messages or a whole ``Step``, whose own id
+            and ``expected`` go first. It is what the verifier and the tool are shown; the agent's draws have the
+            agent's request. By default the request's messages.
+        answer: makes the text that the verifier reads from the message that answers, of draws too; the message goes on
+            whole. By default its text, and a structured response as JSON.
         expected: makes what the verifier compares with from the model request; no model sees it.
         on_unresolved: whether an answer that nothing rescued raises ``Unresolved``, or comes back with its outcome.
         interrupts: whether a person is asked about it. The question is a node after the model, so that a resume calls
@@ -118,14 +133,25 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
             False, or why not. One that will not is asked for again, each time for one attempt of the budget, which
             parallel calls share; then the model is told, by a ``ToolMessage`` with status ``error``.
         tool_retries: most further calls of one tool call.
+        failures: exceptions of a model call that are failed answers, not an agent out of order.
         step_id: makes the step's name from the model request; by default a digest of its last message.
         temperature: of draws; None for the agent's own.
-        max_tokens: most tokens of a draw, set on the model; None leaves that alone and reserves 512.
+        max_tokens: most tokens of a draw, set on the model, and of the tool's input; None leaves the draws alone and
+            reserves for each what the recovery says, 512 by default.
         takes_temperature: whether the model does; None looks whether it has such a field.
         options: further parameters of ``Recovery``, such as ``remedies``, ``on_event`` or ``policy``.
 
     Raises:
         ConfigError: a parameter that cannot work.
+
+    Example:
+        >>> from langchain.agents import create_agent
+        >>> from langchain_core.language_models import FakeListChatModel
+        >>> from rfx_agent.verifiers.text import ExactVerifier
+        >>> recovering = RecoverabilityMiddleware(verifier=ExactVerifier("42"))
+        >>> agent = create_agent(FakeListChatModel(responses=["41", "42"]), middleware=[recovering])
+        >>> agent.invoke({"messages": [("user", "What is 6 times 7?")]})["messages"][-1].text
+        '42'
     """
 
     state_schema = RecoverabilityState
@@ -138,9 +164,9 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
 
     def __new__(cls, *_: Any, interrupts: bool = False, recovers: Any = None, **__: Any) -> RecoverabilityMiddleware:
         """Choose the class by what is asked for: LangChain adds a node for each hook that a class defines."""
-        if cls is RecoverabilityMiddleware:
-            cls = _CLASSES[bool(interrupts), bool(recovers)]
-        return super().__new__(cls)
+        asked: Any = cls
+        made: RecoverabilityMiddleware = super().__new__(_with_hooks(asked, bool(interrupts), bool(recovers)))
+        return made
 
     def __init__(
         self,
@@ -158,6 +184,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         per: Literal["run", "call"] = "run",
         recovers: Mapping[str, ToolCheck] | None = None,
         tool_retries: int = 2,
+        failures: tuple[type[Exception], ...] = FAILURES,
         step_id: Callable[[ModelRequest[Any]], str] | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
@@ -170,18 +197,27 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         checked_unresolved(_ME, on_unresolved)
         among(f"{_ME}: interrupts", interrupts, (True, False))
         whole(f"{_ME}: tool_retries", tool_retries)
-        for name, value in (("prompt", prompt), ("answer", answer), ("expected", expected), ("step_id", step_id)):
+        checked_failures(_ME, failures)
+        among(f"{_ME}: takes_temperature", takes_temperature, (None, True, False))
+        for name, value, of in (
+            ("prompt", prompt, "a function of the model request"),
+            ("answer", answer, "a function of the message that answers"),
+            ("expected", expected, "a function of the model request; what is always the same goes to the verifier"),
+            ("step_id", step_id, "a function of the model request"),
+        ):
             if value is not None and not callable(value):
-                raise ConfigError(f"{_ME}: {name} is {value!r}; give a function of the model request")
+                raise ConfigError(f"{_ME}: {name} is {value!r}; give {of}")
         named = {"verifier": verifier, "sampler": sampler, "tool": tool, "budget": budget}
         made: Recovery = recovery_of(RecoverabilityMiddleware, recovery, named, options)
         draws: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
         draws = {name: value for name, value in draws.items() if value is not None}
         self._settings = replace(made, **draws) if draws else made
+        object.__setattr__(self._settings, "right_rates", made.right_rates)  # what one way in learns, the others know
         if interrupts and made.escalator is not None:
             raise ConfigError(f"{_ME}: interrupts is True and escalator is set; give one way to ask a person")
         self._per, self._on_unresolved, self._interrupts = per, on_unresolved, interrupts
         self._parameters = Parameters(temperature, max_tokens, takes_temperature)
+        self._failures = failures
         self._recovers, self._tool_retries = checked_checks(recovers), tool_retries
         self._prompt, self._answer_text, self._expected, self._step_id = prompt, answer, expected, step_id
         self._purses = Purses(self._settings.budget)
@@ -214,16 +250,17 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         agent = AgentRun.of(request.state, request.runtime, self._purses)
         call = self._call(agent, request)
         (reply,) = yield (Call(handler, handler, (request,)),)
-        malformed = reply.error if isinstance(reply.error, StructuredOutputError) else None
-        if reply.error is not None and malformed is None:
+        reads = partial(malformed, request=request, ends=bool(self._recovers), failures=self._failures)
+        flawed = reads(reply.value if reply.error is None else reply.error)
+        if reply.error is not None and flawed is None:
             raise reply.error
-        first: ModelResponse[Any] | None = reply.value
+        first: ModelResponse[Any] | None = None if flawed else reply.value
         if first is not None and answer_of(first) is None:
             return with_update(first, agent.update())
-        step, response = self._step(request), malformed or reply.value
+        step, response = self._step(request), flawed or reply.value
         ledger = agent.purse.ledger if self._per == "run" else Ledger(self._settings.budget)
         run = Run.of(self._settings, on_event=streaming(self._settings))
-        candidate = rollout_of_response(response, number=1)
+        candidate = rollout_of_response(response, number=1, answer=self._answer_text, prompt=step.messages)
         verdict = None if first is None else (yield from judged(run, step, candidate, ledger))
         if first is not None and verdict is not None and verdict.passed:
             if verdict.let_through(run):
@@ -234,13 +271,15 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
             return with_update(first, agent.update("accepted"))
         s = self._settings
         nominal = SampleRequest(step.messages, temperature=s.temperature, max_tokens=s.max_tokens)
-        # In an agent with tools a revision has not been shown to help, so there it has to be asked for.
-        revises = s.remedies is not None or not request.tools
-        model = AgentModel(request, handler, s.sampler, self._parameters, nominal, revises=revises)
+        # In an agent with tools a revision has not been shown to help, so there it has to be asked for; except that
+        # LangChain tells of a malformed response by itself.
+        revises = s.remedies is not None or not request.tools or flawed is not None
+        reading: Any = {"reads": reads, "answer": self._answer_text}
+        model = AgentModel(request, handler, s.sampler, self._parameters, nominal, revises=revises, **reading)
         attempts = Attempts(model)
         attempts.first(model.made(response, Again(1)))
         like = None if first is None else first.structured_response
-        schema = schema_of(request) if like is not None or malformed else None
+        schema = schema_of(request) if like is not None or flawed else None
         shield = Shield(self._settings.verifier, attempts, fits(like, schema))
         run = replace(run, sampler=attempts, verifier=shield, temperature=model.temperature)
         if verdict is None:
@@ -251,7 +290,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         asks = self._interrupts and first is not None
         case = yield from until_asked(run, case, human=True) if asks else recover(run, case)
         agent.purse.charge(spent := case.ledger.spent - ledger.spent)
-        return self._answer(case, spent, agent, call, request, model, attempts, first, malformed)
+        return self._answer(case, spent, agent, call, request, model, attempts, first, flawed)
 
     def _answer(
         self,
@@ -263,7 +302,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         model: AgentModel,
         attempts: Attempts,
         first: ModelResponse[Any] | None,
-        malformed: StructuredOutputError | None,
+        flawed: Malformed | None,
     ) -> Answer:
         """What the recovery of a failed answer gives back to the agent."""
         marks, outcome = marks_of(case, spent), case.outcome
@@ -279,10 +318,10 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
             return with_update(going_on, agent.update("continued"))
         if self._on_unresolved == "raise":
             agent.purse.gave_up = call
-            raise Unresolved(outcome.sentence, case=case) from malformed
-        if malformed is not None:
-            raise malformed
-        assert first is not None  # noqa: S101  # there is a response, or malformed
+            raise Unresolved(outcome.sentence, case=case) from (None if flawed is None else flawed.error)
+        if flawed is not None:  # LangChain would call the model again behind it
+            raise flawed.error
+        assert first is not None  # noqa: S101  # there is a response, or a flawed one
         return with_update(in_response(first, marks), agent.update(outcome.status))
 
     def _call(self, run: AgentRun, request: ModelRequest[Any]) -> tuple[Any, ...]:
@@ -302,35 +341,35 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         return call
 
     def _step(self, request: ModelRequest[Any]) -> Step:
+        """The step that is judged: what ``prompt`` makes of the request, or its messages."""
         system = [] if request.system_message is None else [request.system_message]
         given: list[BaseMessage] = [*system, *request.messages]
-        messages: tuple[Message, ...] = tuple(dict(m) for m in convert_to_openai_messages(given))
-        if not messages:
-            messages = ({"role": "user", "content": ""},)
         if self._step_id is not None:
             step_id = self._step_id(request)
+            if not isinstance(step_id, str) or not step_id:
+                raise ConfigError(f"{_ME}: step_id returned {step_id!r}; return a text that is not empty")
         else:  # a digest of the whole conversation would cost more with every turn
-            last = given[-1].text if given else ""
+            last = as_text(given[-1]) if given else ""
             step_id = hashlib.sha256(f"{len(given)}:{last}".encode(errors="replace")).hexdigest()[:12]
         expected = None if self._expected is None else self._expected(request)
-        return Step(messages, expected=expected, id=step_id)
+        if self._prompt is None:
+            messages = tuple(messages_of(given))
+            return Step(messages or ({"role": "user", "content": ""},), expected=expected, id=step_id)
+        prompt = self._prompt(request)
+        if not prompt or not isinstance(prompt, (str, Step, Sequence, BaseMessage, PromptValue)):
+            raise ConfigError(f"{_ME}: prompt returned {prompt!r}; return a text, messages or a Step")
+        step = step_of(list(prompt) if isinstance(prompt, tuple) else prompt)
+        named = isinstance(prompt, Step) and step.id != Step(step.messages).id
+        return replace(
+            step, id=step.id if named else step_id, expected=expected if step.expected is None else step.expected
+        )
 
 
-class _Asking(PersonHooks, RecoverabilityMiddleware):
-    pass
-
-
-class _Checking(ToolHooks, RecoverabilityMiddleware):
-    pass
-
-
-class _AskingAndChecking(PersonHooks, ToolHooks, RecoverabilityMiddleware):
-    pass
-
-
-_CLASSES: Mapping[tuple[bool, bool], type[RecoverabilityMiddleware]] = {
-    (False, False): RecoverabilityMiddleware,
-    (True, False): _Asking,
-    (False, True): _Checking,
-    (True, True): _AskingAndChecking,
-}
+@cache
+def _with_hooks(cls: Any, interrupts: bool, recovers: bool) -> Any:
+    """``cls``, or a class of its own with the hooks that it lacks."""
+    wanted = [hooks for hooks, asked in ((PersonHooks, interrupts), (ToolHooks, recovers)) if asked]
+    missing = [hooks for hooks in wanted if not issubclass(cls, hooks)]
+    return (
+        type(cls.__name__, (*missing, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__}) if missing else cls
+    )

@@ -12,18 +12,24 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables.config import set_config_context
 
+from rfx_agent.adapters.agent.structured import Malformed, said
 from rfx_agent.adapters.attempts import Again, Made, Thing, in_context, response_id
 from rfx_agent.adapters.texts import as_text, flawed, restored, told
+from rfx_agent.errors import ConfigError
 from rfx_agent.ports import Sampler
-from rfx_agent.records import Rollout, SampleRequest, Verdict
+from rfx_agent.records import Rollout, SampleRequest, Usage, Verdict
 from rfx_agent.samplers.chat import ChatModelSampler, rollout_of
 from rfx_agent.samplers.chat.models import name_of
 from rfx_agent.samplers.chat.parameters import Learned, declared, given, traits_of
 from rfx_agent.samplers.chat.read import Prompt
 
-__all__ = ["AgentModel", "Parameters", "Response", "answer_of", "fits", "rollout_of_response"]
+__all__ = ["AgentModel", "AnswerText", "Parameters", "Reading", "Response", "answer_of", "fits", "rollout_of_response"]
 
-Response: TypeAlias = ModelResponse[Any] | StructuredOutputError
+Response: TypeAlias = ModelResponse[Any] | Malformed
+Reading: TypeAlias = Callable[[ModelResponse[Any] | Exception], Malformed | None]
+"""Whether what a model call gave or raised is a failed answer; None where it is not."""
+AnswerText: TypeAlias = Callable[[AIMessage], str]
+"""What the verifier reads of a message that answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +51,46 @@ class Parameters:
 
 def answer_of(response: ModelResponse[Any]) -> AIMessage | None:
     """The message that answers, or None where the agent goes on: it calls tools, and gives no structured response."""
-    message = _said(response)
+    message = said(response)
     if message is None or (message.tool_calls and response.structured_response is None):
         return None
     return message
 
 
 def rollout_of_response(
-    made: Response, temperature: float | None = None, *, number: int, prompt: Prompt | None = None
+    made: Response,
+    temperature: float | None = None,
+    *,
+    number: int,
+    answer: AnswerText | None = None,
+    prompt: Prompt | None = None,
 ) -> Rollout:
-    """What the model gave, as a rollout. ``prompt`` is what it was asked, for tokens that nobody counted."""
-    message = made.ai_message if isinstance(made, StructuredOutputError) else _said(made)
-    assert message is not None  # noqa: S101  # a model call gives a message
+    """What the model gave, as a rollout.
+
+    Args:
+        made: what it gave.
+        temperature: that it was asked for.
+        number: of the run.
+        answer: reads the text of a message that answers.
+        prompt: what the model was asked, for tokens that nobody counted.
+    """
+    message = made.message if isinstance(made, Malformed) else said(made)
+    if message is None:  # the call raised
+        text = made.text if isinstance(made, Malformed) else ""
+        return Rollout(text, "r0", response_id=response_id(number), temperature=temperature, usage=Usage(calls=1))
     rollout = rollout_of(message, temperature, message.id or response_id(number), name="r0", prompt=prompt)
+    if answer is not None and isinstance(made, ModelResponse) and answer_of(made) is not None:
+        text = answer(message)
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"RecoverabilityMiddleware: answer returned {text!r}; give a function that returns the text to verify"
+            )
+        return rollout if text == rollout.text else replace(rollout, text=text, tokens=None)
     if isinstance(made, ModelResponse) and made.structured_response is not None:
         # The tokens spell the model's own text, and no place in this one.
         return replace(rollout, text=as_text(made.structured_response), tokens=None)
+    if isinstance(made, Malformed) and made.text != rollout.text:
+        return replace(rollout, text=made.text, tokens=None)
     return rollout
 
 
@@ -80,12 +110,15 @@ class AgentModel(Thing):
         settings: Parameters,
         nominal: SampleRequest,
         *,
+        reads: Reading = lambda _: None,
+        answer: AnswerText | None = None,
         revises: bool = True,
         root: AgentModel | None = None,
         names: Sequence[str] | None = None,
     ) -> None:
         self._request, self._handler, self._model, self._settings = request, handler, model, settings
         self._nominal, self._root, self._names = nominal, root or self, names
+        self._reads, self._answer = reads, answer
         self.takes_revision = revises
         own_model, takes = request.model, settings.takes_temperature
         self._traits = traits_of(own_model, settings.learned)
@@ -137,13 +170,17 @@ class AgentModel(Thing):
 
     def made(self, output: Response, again: Again) -> Made:
         """What the model gave. A response that calls tools is no answer."""
+        if isinstance(output, ModelResponse):
+            output = self._root._reads(output) or output
         temperature = None if "temperature" in self._traits.refused else again.request.temperature
         asked = self._request
         prompt = [*([] if asked.system_message is None else [asked.system_message]), *asked.messages]
-        rollout = rollout_of_response(output, temperature, number=again.number, prompt=prompt)
+        rollout = rollout_of_response(
+            output, temperature, number=again.number, answer=self._root._answer, prompt=prompt
+        )
         rollout = replace(rollout, usage=again.reported.usage(rollout.usage))
-        if isinstance(output, StructuredOutputError):
-            return Made(rollout, flaw=flawed(output, "it is no structured response"), usage=rollout.usage)
+        if isinstance(output, Malformed):
+            return Made(rollout, flaw=output.flaw, usage=rollout.usage)
         if answer_of(output) is None:
             self._root.going_on = self._root.going_on or output
             flaw = Verdict(False, reason="it calls tools, and is no answer", kind="no_answer")
@@ -151,9 +188,10 @@ class AgentModel(Thing):
         return Made(rollout, output, usage=rollout.usage)
 
     def failed(self, error: Exception, again: Again) -> Made:
-        """A structured response that LangChain cannot parse is a failed answer; anything else is out of order."""
-        if isinstance(error, StructuredOutputError):
-            return self.made(error, again)
+        """What a run raised: a failed answer, as where LangChain cannot parse it; or the agent is out of order."""
+        flawed_answer = self._root._reads(error)
+        if flawed_answer is not None:
+            return self.made(flawed_answer, again)
         return Made(error=error, usage=again.reported.usage())
 
     def _as(self, again: Again) -> tuple[ModelRequest[Any], Mapping[str, str]]:
@@ -203,7 +241,3 @@ def fits(like: Any, schema: Any) -> Callable[[str], Verdict | None] | None:
         return None
 
     return flaw
-
-
-def _said(response: ModelResponse[Any]) -> AIMessage | None:
-    return next((m for m in reversed(response.result) if isinstance(m, AIMessage)), None)

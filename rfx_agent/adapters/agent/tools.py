@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from langgraph.types import Command
 
 from rfx_agent.adapters.agent.state import AgentRun, Purses
 from rfx_agent.adapters.graph.source import streaming
+from rfx_agent.adapters.texts import as_text
 from rfx_agent.budgets.step import Ledger, Purse, RetryBudget
 from rfx_agent.engine.drive import Call, Flow, Reply, drive, drive_async
 from rfx_agent.engine.run import Purchase, Run
@@ -52,6 +54,8 @@ class ToolHooks:
     def _tool_flow(self, request: ToolCallRequest, handler: Callable[..., Any]) -> Flow[ToolMessage | Command[Any]]:
         name = request.tool_call["name"]
         check, call = self._recovers.get(name), Call(handler, handler, (request,))
+        if check is None:
+            self._look_for_typing_errors(request)
         (reply,) = yield (call,)
         if reply.error is not None:
             raise reply.error
@@ -77,6 +81,16 @@ class ToolHooks:
                 raise reply.error
             result = reply.value
         return result
+
+    def _look_for_typing_errors(self, request: ToolCallRequest) -> None:
+        """Refuse a name that is none of the agent's tools and nearly the one of this call, which nobody would check."""
+        tools = {tool.name for tool in getattr(request.runtime, "tools", None) or ()}
+        name, unknown = request.tool_call["name"], [x for x in self._recovers if x not in tools]
+        if name in tools and (meant := difflib.get_close_matches(name, unknown, n=1, cutoff=0.8)):
+            raise ConfigError(
+                f"RecoverabilityMiddleware: recovers has {meant[0]!r}, and the agent has no such tool; do you mean "
+                f"{name!r}?"
+            )
 
     def _run(self) -> Run:
         return Run.of(self._settings, on_event=streaming(self._settings))
@@ -124,7 +138,7 @@ def checked_checks(recovers: Any) -> dict[str, ToolCheck]:
 
 def _why(check: ToolCheck, request: ToolCallRequest, message: ToolMessage) -> str | None:
     """None where the result will do."""
-    name, rollout = request.tool_call["name"], Rollout(text=str(message.text), remedy="tool")
+    name, rollout = request.tool_call["name"], Rollout(text=as_text(message), remedy="tool")
     try:
         said = check(request, message)
     except Exception as error:
