@@ -70,6 +70,8 @@ class Recovery(Settings):
         on_event: called with every event; what it raises is logged, never passed on.
         traces: keeps raw rollouts outside the checkpoint.
         clock: Unix time in seconds, for deadlines.
+        right_rates: how often answers are right, as learned so far. ``dataclasses.replace`` keeps it, so that a changed
+            recovery knows what the first one has learned.
 
     Raises:
         ConfigError: a parameter that cannot work.

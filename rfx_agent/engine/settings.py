@@ -105,7 +105,7 @@ class Settings:
     on_event: Callable[[Event], None] | None = None
     traces: ports.TraceStore | None = None
     clock: Callable[[], float] = time.time
-    right_rates: RightRates = field(default_factory=RightRates, init=False, repr=False, compare=False)
+    right_rates: RightRates = field(default_factory=RightRates, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, taken in _PORTS.items():
@@ -208,6 +208,7 @@ _PORTS: dict[str, Callable[..., Any]] = {
 }
 _KINDS: dict[str, tuple[type, str]] = {
     "policy": (Policy, "an instance with the members of rfx_agent.policies.Policy, such as policies.DefaultPolicy()"),
+    "right_rates": (RightRates, "the right_rates of another Recovery, or leave it out"),
     "calibration": (Calibration, "a Calibration, such as Calibration.published() or Calibration.load(path)"),
     "budget": (RetryBudget, "a RetryBudget, such as RetryBudget(samples=6)"),
     "shared": (SharedBudget, "a SharedBudget of a store and its limits"),

@@ -212,7 +212,6 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         draws: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
         draws = {name: value for name, value in draws.items() if value is not None}
         self._settings = replace(made, **draws) if draws else made
-        object.__setattr__(self._settings, "right_rates", made.right_rates)  # what one way in learns, the others know
         if interrupts and made.escalator is not None:
             raise ConfigError(f"{_ME}: interrupts is True and escalator is set; give one way to ask a person")
         self._per, self._on_unresolved, self._interrupts = per, on_unresolved, interrupts
