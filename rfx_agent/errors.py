@@ -53,7 +53,17 @@ __all__ = [
 
 
 class RfxError(Exception):
-    """Base of every exception of this package."""
+    """Base of every exception of this package. Copies and pickles keep its attributes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made anew without ``__init__``, which takes more than the message."""
+        return _made, (type(self), self.args), self.__dict__
+
+
+def _made(kind: type[RfxError], args: tuple[Any, ...]) -> RfxError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ConfigError(RfxError, ValueError):

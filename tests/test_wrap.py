@@ -27,7 +27,6 @@ from pydantic import BaseModel
 
 from rfx_agent import (
     ChatModelSampler,
-    ConfigError,
     ExactVerifier,
     FunctionVerifier,
     JsonSchemaVerifier,
@@ -115,15 +114,6 @@ def test_no_answer_is_a_typed_error_with_the_case(call: Callable[..., Any]) -> N
     assert {r.text for r in caught.value.case.rollouts} == {"41"}
 
 
-@both
-def test_a_chain_that_raises_is_never_an_answer(call: Callable[..., Any]) -> None:
-    def broken(_: str) -> str:
-        raise ConnectionError("reset by peer")
-
-    with pytest.raises(Unresolved, match="ConnectionError: reset by peer"):
-        call(with_recovery(broken, verifier=ScriptedVerifier(lambda _: True)), "q")
-
-
 class Runs(BaseCallbackHandler):
     """Every run as (name, its parent's name, tags, how it ended)."""
 
@@ -201,21 +191,6 @@ def test_the_whole_config_reaches_every_attempt_and_the_run_takes_its_name(call:
 
 
 @both
-def test_a_call_that_raises_is_an_errored_run_with_its_cause(call: Callable[..., Any]) -> None:
-    def broken(_: str) -> str:
-        raise ConnectionError("reset by peer")
-
-    runs = Runs()
-    with pytest.raises(Unresolved) as caught:
-        call(with_recovery(broken, verifier=IS_42), "q", {"callbacks": [runs]})
-    assert isinstance(caught.value.__cause__, ConnectionError)
-    assert [(run[0], type(run[3])) for run in runs.seen()] == [
-        ("with_recovery", Unresolved),
-        ("broken", ConnectionError),
-    ]
-
-
-@both
 def test_runnables_that_a_verifier_calls_are_children_of_the_call(call: Callable[..., Any]) -> None:
     judge = RunnableLambda(lambda text: text == "42", name="judge")
     runs = Runs()
@@ -254,6 +229,7 @@ def test_a_run_that_raised_is_no_peer_and_its_reason_is_kept(call: Callable[...,
 
     with pytest.raises(Unresolved) as caught:
         call(with_recovery(work, verifier=IS_42, failures=(KeyError,), extra_samples=1), "q")
+    assert isinstance(caught.value.__cause__, KeyError)
     verdicts = [x.verdict for x in caught.value.case.rollouts]
     assert {(v.passed, v.reason) for v in verdicts if v} == {(False, "KeyError: 'answer'")}
 
@@ -493,20 +469,6 @@ def test_it_binds_and_composes(call: Callable[..., Any]) -> None:
     assert call(chain, "q") == 43
     down = with_recovery(Echo(answer="41"), verifier=IS_42, budget=RetryBudget(attempts=0))
     assert call(down.with_fallbacks([RunnableLambda(lambda _: "else")]), "q") == "else"
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"stream": "fast"}, "stream is 'fast'"),
-        ({"on_retract": print}, "only stream='speculative'"),
-        ({"failures": ValueError}, "give a tuple of exception classes"),
-        ({"tool": ScriptedTool({})}, "give the model that is to drive it"),
-    ],
-)
-def test_parameters_that_cannot_work_are_refused(options: Any, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        with_recovery(RunnableLambda(lambda _: "41"), verifier=IS_42, **options)
 
 
 @both

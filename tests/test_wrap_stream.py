@@ -13,11 +13,13 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableLambda, RunnableParallel, RunnablePassthrough
+from langchain_core.runnables.utils import AddableDict
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
 from rfx_agent import FunctionVerifier, SharedBudget, Unresolved, Usage, Window, with_recovery
+from rfx_agent.adapters.chain.total import total
 from rfx_agent.adapters.chain.wrap import RETRACT, Retracted
 from rfx_agent.budgets.memory import MemoryStore
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
@@ -467,3 +469,74 @@ def test_a_verdict_out_of_a_shared_budget_is_waited_for(stream: Callable[..., An
     assert judge.judged == [text, "it is 42"][: 1 + gone]
     (account,) = store.accounts()
     assert account.reserved == 0
+
+
+def call_chunks(n: int) -> list[AIMessageChunk]:
+    """A tool call in ``n`` chunks."""
+    args = ['{"a": "', *["x" * 10] * (n - 2), '"}']
+    return [
+        AIMessageChunk("", tool_call_chunks=[{"name": "t" if i == 0 else None, "args": a, "id": None, "index": 0}])
+        for i, a in enumerate(args)
+    ]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        ["it", " is"],
+        [AIMessageChunk("it"), AIMessageChunk(" is", id="m"), AIMessageChunk(" 42", chunk_position="last")],
+        call_chunks(5),
+        [AIMessageChunk("", additional_kwargs={"a": 1}), AIMessageChunk("", additional_kwargs={"a": "b"})],
+        [AddableDict(a="it"), AddableDict(a=" is", b=None), AddableDict(b=call_chunks(3)[0]), AddableDict(b=None)],
+        [AddableDict(a="it"), AddableDict(a=1), AddableDict(a=2)],
+        [{"a": 1}, {"a": 2}],
+        ["it", AIMessageChunk("is"), "42"],
+        [[1], [2, 3], []],
+        [1, 2.5],
+        [None],
+        ["it"],
+        [],
+    ],
+)
+def test_chunks_add_up_as_langchain_adds_them(chunks: list[Any]) -> None:
+    expected: Any = chunks[0] if chunks else None
+    for chunk in chunks[1:]:
+        try:
+            expected = expected + chunk
+        except TypeError:
+            expected = chunks[-1]
+            break
+    assert total(chunks) == expected
+    assert type(total(chunks)) is type(expected)
+
+
+@both
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_long_tool_call_is_added_up_at_once(
+    stream: Callable[..., Any], nested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = call_chunks(300)
+    if nested:
+        made = [AddableDict(answer=chunk) for chunk in made]
+    added: list[int] = []
+    add = AIMessageChunk.__add__
+    monkeypatch.setattr(AIMessageChunk, "__add__", lambda self, other: added.append(1) or add(self, other))
+    read: list[Any] = []
+
+    def source(_: Iterator[Any]) -> Iterator[Any]:
+        yield from made
+
+    async def asource(_: Any) -> Any:
+        for chunk in made:
+            yield chunk
+
+    class Ends(BaseCallbackHandler):
+        def on_chain_end(self, outputs: Any, *, parent_run_id: Any = None, **_: Any) -> None:
+            read.extend([outputs] if parent_run_id is None else [])
+
+    wrapper = with_recovery(RunnableGenerator(source, asource), verifier=ScriptedVerifier(lambda _: True))
+    assert stream(wrapper, "q", {"callbacks": [Ends()]}) == made
+    (output,) = read
+    message = output["answer"] if nested else output
+    assert message.tool_calls[0]["args"] == {"a": "x" * 10 * 298}
+    assert len(added) <= 2 + 300 * nested  # one of ours; LangChain's generator adds its dicts one by one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import itertools
 import threading
 from abc import ABC, abstractmethod
@@ -31,6 +32,7 @@ from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage, Verdi
 from rfx_agent.samplers.chat.read import Prompt, usage_of
 
 __all__ = [
+    "CALLS_TOOLS",
     "FAILURES",
     "RETRACT",
     "Again",
@@ -49,6 +51,8 @@ RETRACT = "rfx.retract"
 """Name of the custom event that retracts what was streamed of a failed attempt."""
 FAILURES: tuple[type[Exception], ...] = (OutputParserException, ValidationError)
 """Exceptions of a chain or a node that are failed answers by default."""
+CALLS_TOOLS = Verdict(False, reason="it calls tools, and is no answer", kind="no_answer")
+"""The flaw of a run that goes on instead of answering."""
 T = TypeVar("T")
 
 _ONE = Usage(calls=1)
@@ -63,7 +67,7 @@ class Made:
         rollout: the run as the engine sees it; None where it gave no answer, and so is no draw.
         output: what the caller gets if this run is chosen.
         flaw: the verdict on a rollout that cannot stand, whatever its text; None where the verifier is asked.
-        error: what the thing raised, where that means that the thing itself is out of order.
+        error: what the thing raised; without a rollout it means that the thing itself is out of order.
         usage: what the run used.
     """
 
@@ -256,11 +260,11 @@ class Attempts(Sampler):
     def _result(self, runs: Sequence[Made]) -> SampleResult:
         rollouts, notes, errors = [], [], []
         for made in map(self.take, runs):
-            if made.error is not None:
+            if made.rollout is not None:
+                rollouts.append(made.rollout)
+            elif made.error is not None:
                 errors.append(made.error)
                 notes.append(f"{self.name}: {type(made.error).__name__}: {made.error}")
-            elif made.rollout is not None:
-                rollouts.append(made.rollout)
             else:
                 notes.append(f"{self.name} was run again and gave no answer")
         spent = sum((x.usage for x in runs), Usage())
@@ -353,8 +357,10 @@ async def together(works: Sequence[Coroutine[Any, Any, T]], limit: int | None) -
     try:
         return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
+        for task, work in zip(tasks, works, strict=True):
             task.cancel()
+            if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+                work.close()  # its turn had not come
 
 
 async def in_context(work: Coroutine[Any, Any, Any], context: Context) -> Any:

@@ -28,7 +28,9 @@ __all__ = [
     "SamplerLike",
     "ToolLike",
     "VerifierLike",
+    "checked_function",
     "checked_unresolved",
+    "plain",
     "recovery_of",
 ]
 
@@ -137,6 +139,19 @@ def checked_unresolved(who: str, given: Any) -> OnUnresolved:
     """``on_unresolved``, checked."""
     value: OnUnresolved = among(f"{who}: on_unresolved", given, ("raise", "return"))
     return value
+
+
+def checked_function(who: str, given: Any, like: str) -> None:
+    """Raise ``ConfigError`` on what is neither None nor a plain function, such as ``like``."""
+    if given is not None and not callable(given):
+        raise ConfigError(f"{who} is {given!r}; give a function, such as {like}")
+    plain(who, given)
+
+
+def plain(who: str, given: Any) -> None:
+    """Raise ``ConfigError`` on an async function: what it is to give is needed on the spot."""
+    if any(inspect.iscoroutinefunction(f) for f in (given, getattr(given, "__call__", None))):  # noqa: B004  # see above
+        raise ConfigError(f"{who} is an async function; give a plain one")
 
 
 def _unknown(who: str, name: str, own: Sequence[str]) -> str:

@@ -10,17 +10,17 @@ from langchain.agents.middleware.types import ExtendedModelResponse, ModelReques
 from langchain_core.messages import AIMessage
 from langgraph.types import Command
 
-from rfx_agent.adapters.agent.person import marked
 from rfx_agent.adapters.agent.structured import Malformed, schema_of
 from rfx_agent.adapters.agent.thing import Response, answer_of
 from rfx_agent.adapters.attempts import RETRACT, Attempts
+from rfx_agent.adapters.marks import marked
 from rfx_agent.adapters.texts import restored, spoken
 from rfx_agent.case import Case, Outcome
 from rfx_agent.codec import dump
 from rfx_agent.errors import EscalationError
-from rfx_agent.records import Spend, Step
+from rfx_agent.records import Step
 
-__all__ = ["Answer", "in_response", "marks_of", "open_case", "response_of", "retract", "with_update"]
+__all__ = ["Answer", "in_response", "open_case", "response_of", "retract", "with_update"]
 
 Answer: TypeAlias = ModelResponse[Any] | ExtendedModelResponse[Any]
 
@@ -28,22 +28,6 @@ Answer: TypeAlias = ModelResponse[Any] | ExtendedModelResponse[Any]
 def with_update(response: ModelResponse[Any], update: dict[str, Any]) -> Answer:
     """``response``, and what else it changes in the agent's state."""
     return ExtendedModelResponse(response, Command(update=update)) if update else response
-
-
-def marks_of(case: Case, spent: Spend) -> dict[str, Any]:
-    """What the message that stands says of the case: how it ended and what that took; no prompt and no answer."""
-    outcome = case.outcome
-    return {
-        "step": case.step.id,
-        "outcome": "asked" if outcome is None else outcome.status,
-        "by": None if outcome is None else outcome.by,
-        "weak": outcome is not None and outcome.weak,
-        "confidence": None if outcome is None else outcome.confidence,
-        "failed": sum(not x.passed for x in case.rollouts),
-        "attempts": spent.attempts,
-        "samples": spent.samples,
-        "tokens": spent.tokens,
-    }
 
 
 def in_response(response: ModelResponse[Any], marks: Mapping[str, Any]) -> ModelResponse[Any]:

@@ -22,7 +22,6 @@ from langchain_core.prompt_values import PromptValue
 from rfx_agent.adapters.agent.answers import (
     Answer,
     in_response,
-    marks_of,
     open_case,
     response_of,
     retract,
@@ -44,6 +43,7 @@ from rfx_agent.adapters.given import (
     recovery_of,
 )
 from rfx_agent.adapters.graph.source import streaming
+from rfx_agent.adapters.marks import marks_of
 from rfx_agent.adapters.shield import Shield
 from rfx_agent.adapters.texts import as_text, messages_of, step_of
 from rfx_agent.budgets.step import Ledger, RetryBudget

@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, RemoveMessage, ToolMessage
 from rfx_agent.adapters.agent.state import counted
 from rfx_agent.adapters.graph.ask import ask_person
 from rfx_agent.adapters.graph.source import streaming
+from rfx_agent.adapters.marks import marked
 from rfx_agent.adapters.texts import restored, spoken
 from rfx_agent.case import Case, Outcome
 from rfx_agent.codec import load_case, unreadable
@@ -18,7 +19,7 @@ from rfx_agent.engine.run import Run
 from rfx_agent.engine.settings import Settings
 from rfx_agent.errors import EscalationError, StateError, Unresolved
 
-__all__ = ["PersonHooks", "marked"]
+__all__ = ["PersonHooks"]
 
 
 class PersonHooks:
@@ -86,8 +87,3 @@ class PersonHooks:
         # The tool message of a structured response answers a call that the new message does not make.
         gone = [RemoveMessage(id=m.id) for m in messages[at + 1 :] if isinstance(m, ToolMessage) and m.id]
         return update | {"messages": [marked(said, marks), *gone]}
-
-
-def marked(message: AIMessage, marks: Mapping[str, Any]) -> AIMessage:
-    """A copy of ``message`` that says under ``response_metadata["rfx"]`` how it came to stand."""
-    return message.model_copy(update={"response_metadata": {**message.response_metadata, "rfx": dict(marks)}})

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables.config import set_config_context
 
 from rfx_agent.adapters.agent.structured import Malformed, said
-from rfx_agent.adapters.attempts import Again, Made, Thing, in_context, response_id
+from rfx_agent.adapters.attempts import CALLS_TOOLS, Again, Made, Thing, in_context, response_id
 from rfx_agent.adapters.texts import as_text, flawed, restored, told
 from rfx_agent.errors import ConfigError
 from rfx_agent.ports import Sampler
@@ -183,8 +183,7 @@ class AgentModel(Thing):
             return Made(rollout, flaw=output.flaw, usage=rollout.usage)
         if answer_of(output) is None:
             self._root.going_on = self._root.going_on or output
-            flaw = Verdict(False, reason="it calls tools, and is no answer", kind="no_answer")
-            return Made(rollout, flaw=flaw, usage=rollout.usage)
+            return Made(rollout, flaw=CALLS_TOOLS, usage=rollout.usage)
         return Made(rollout, output, usage=rollout.usage)
 
     def failed(self, error: Exception, again: Again) -> Made:

@@ -9,16 +9,18 @@ from typing import Any
 from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import BaseModel
 
-from rfx_agent.adapters.attempts import Attempts, Made
+from rfx_agent.adapters.attempts import CALLS_TOOLS, Attempts, Made
 from rfx_agent.adapters.chain.thing import Chain, Draw
+from rfx_agent.adapters.marks import marks_of
 from rfx_agent.adapters.shield import Shield
 from rfx_agent.adapters.texts import Reading, as_text, read, spoken, step_of
-from rfx_agent.case import Attempt, Case
+from rfx_agent.case import Case
 from rfx_agent.engine.drive import Flow
 from rfx_agent.engine.nodes import First, judged, recover, start
 from rfx_agent.engine.run import Run
-from rfx_agent.errors import Unresolved
+from rfx_agent.errors import ConfigError, Unresolved
 from rfx_agent.records import Step
 
 __all__ = ["Plan", "Retracted", "retracted"]
@@ -53,7 +55,7 @@ class Plan:
     restore: Callable[[str], Any] | None
     revise: Callable[[Any, str], Any] | None
     failures: tuple[type[Exception], ...]
-    run_name: str
+    name: str | None
     speculative: bool
     on_retract: Callable[[Retracted], None] | None
 
@@ -76,20 +78,31 @@ class Plan:
             step=self._step(value),
             model=self.run.sampler,
             text=self._text,
+            calls_pass=self.answer is None,
             failures=self.failures,
             streaming=streaming,
             revise=self.revise,
         )
 
     def seen(self, thing: Chain[Any, Any], made: Made) -> Flow[First | None]:
-        """The verdict on the first output, before anything else is done about it; None where there is none to judge."""
-        if made.rollout is None or made.flaw:
-            return None
-        return (yield from judged(self.run, thing.step, made.rollout))
+        """The verdict on the first output, before anything else is done about it; None on a failed answer that raised.
+
+        Raises:
+            Exception: the chain's own, as it was, where it is no failed answer.
+        """
+        if made.rollout is None:
+            assert made.error is not None  # noqa: S101  # a chain's run gives an output or raises
+            raise made.error
+        return None if made.flaw else (yield from judged(self.run, thing.step, made.rollout))
+
+    @staticmethod
+    def stands(made: Made, seen: First | None) -> bool:
+        """Whether the first output needs no recovery: it passed, or it calls tools and is no answer."""
+        return made.flaw is CALLS_TOOLS or (seen is not None and seen.passed)
 
     def finished(self, thing: Chain[Any, Any], made: Made, seen: First | None) -> Flow[Draw[Any]]:
         """The draw to return: the first as it was, or what recovery came to."""
-        if seen is not None and seen.let_through(self.run):
+        if made.flaw is CALLS_TOOLS or (seen is not None and seen.let_through(self.run)):
             return made.output  # type: ignore[no-any-return]  # a Draw
         if self.prompt is None and not (seen is not None and seen.passed):
             thing.step = thing.prompted()
@@ -98,12 +111,8 @@ class Plan:
         run = replace(self.run, sampler=attempts, verifier=Shield(self.run.verifier, attempts))
         if seen is not None:
             case = yield from replace(seen, step=thing.step).opened(run)
-        elif made.error is None:
-            case = start(run, thing.step, made.rollout)
         else:
-            why = str(attempts.failure(made.error))
-            case = start(run, thing.step).add((), Attempt("retry", note=why))
-            case = replace(case, blocked=why)
+            case = start(run, thing.step, made.rollout)
         return self._chosen((yield from recover(run, case)), attempts, streaming=thing.streaming)
 
     def _step(self, value: Any) -> Step:
@@ -113,18 +122,26 @@ class Plan:
         return replace(step, expected=read(value, self.expected, "with_recovery: expected"))
 
     def _text(self, output: Any) -> str:
-        return as_text(output if self.answer is None else read(output, self.answer, "with_recovery: answer"))
+        value = output if self.answer is None else read(output, self.answer, "with_recovery: answer")
+        kind: Any = type(value)
+        if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__ and not isinstance(value, BaseModel):
+            raise ConfigError(
+                f"with_recovery: there is no text to judge in a {kind.__name__}; give answer=, a key of the chain's "
+                "output or a function from it to text"
+            )
+        return as_text(value)
 
     def _chosen(self, case: Case, attempts: Attempts, *, streaming: bool) -> Draw[Any]:
         outcome = case.outcome
         if outcome is None or not outcome.ok or outcome.text is None:
-            cause = next((x.error for x in attempts.made if x.error is not None), None)
-            raise Unresolved(outcome.sentence if outcome else "the step has no outcome", case=case) from cause
-        runs = [x for x in case.rollouts if x.text == outcome.text]
-        for rollout in sorted(runs, key=lambda x: not x.passed):
-            draw: Draw[Any] | None = attempts.outputs.get(rollout.response_id or "")
-            if draw is not None:
-                return draw
+            best = None if outcome is None else outcome.best
+            if self.returns and (draw := _drawn(case, attempts, best) or _drawn(case, attempts)) is not None:
+                return draw.marked(marks_of(case, case.ledger.spent))
+            raise Unresolved(outcome.sentence if outcome else "the step has no outcome", case=case) from _cause(
+                attempts
+            )
+        if (draw := _drawn(case, attempts, outcome.text)) is not None:
+            return draw
         return Draw(self._restored(case, outcome.text, attempts, streaming=streaming))
 
     def _restored(self, case: Case, text: str, attempts: Attempts, *, streaming: bool) -> Any:
@@ -143,6 +160,19 @@ class Plan:
             "give with_recovery a restore function that makes one from the text",
             case=case,
         )
+
+
+def _drawn(case: Case, attempts: Attempts, text: str | None = None) -> Draw[Any] | None:
+    """The whole of a run that gave ``text``, or of the first that gave any; None where no run gave it."""
+    runs = [x for x in case.rollouts if text is None or x.text == text]
+    keys = (x.response_id or "" for x in sorted(runs, key=lambda x: not x.passed))
+    return next((attempts.outputs[key] for key in keys if key in attempts.outputs), None)
+
+
+def _cause(attempts: Attempts) -> Exception | None:
+    """What the chain raised: that it is out of order, else why its first failed answer was none."""
+    raised = [x for x in attempts.made if x.error is not None]
+    return next((x.error for x in raised if x.rollout is None), raised[0].error if raised else None)
 
 
 def retracted(made: Made) -> Retracted | None:

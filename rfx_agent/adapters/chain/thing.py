@@ -8,14 +8,16 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from langchain_core.callbacks.manager import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.prompts import BasePromptTemplate
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSequence, patch_config
-from langchain_core.runnables.config import get_executor_for_config
+from langchain_core.runnables.config import get_executor_for_config, set_config_context
 
-from rfx_agent.adapters.attempts import Again, Made, Thing, response_id, tag, together
+from rfx_agent.adapters.attempts import CALLS_TOOLS, Again, Made, Thing, in_context, response_id, tag, together
 from rfx_agent.adapters.chain.held import Held, hold
-from rfx_agent.adapters.texts import flawed, step_of, told
+from rfx_agent.adapters.chain.total import total
+from rfx_agent.adapters.marks import marked
+from rfx_agent.adapters.texts import flawed, step_of, text_of, told
 from rfx_agent.errors import is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, Step
@@ -45,6 +47,13 @@ class Draw(Generic[Out]):
         """The output as a stream: its chunks as they came, or one chunk."""
         return [self.output] if self.chunks is None else self.chunks
 
+    def marked(self, marks: Mapping[str, Any]) -> Draw[Out]:
+        """The same with ``marks`` on its message and on the last chunk of it; what is no message stays as it is."""
+        output, chunks = _marked(self.output, marks), self.chunks
+        if chunks:
+            chunks = [*chunks[:-1], _marked(chunks[-1], marks)]
+        return Draw(output, chunks, self.held)
+
     def release(self) -> None:
         """The attempt is accepted: streaming handlers may see it."""
         for held in self.held:
@@ -66,6 +75,7 @@ class Chain(Thing, Generic[In, Out]):
         step: the step that the chain's runs answer.
         model: what drives the tool, or None.
         text: what a verifier reads of an output.
+        calls_pass: whether a message that calls tools is no answer.
         failures: exceptions of the chain that are failed answers.
         streaming: whether runs are streamed and their chunks kept.
         revise: makes an input of the chain's own and of what is to be added to its prompt; by default ``texts.told``.
@@ -82,6 +92,7 @@ class Chain(Thing, Generic[In, Out]):
         step: Step,
         model: Sampler | None,
         text: Callable[[Out], str],
+        calls_pass: bool,
         failures: tuple[type[Exception], ...],
         streaming: bool,
         revise: Callable[[In, str], In] | None = None,
@@ -90,7 +101,7 @@ class Chain(Thing, Generic[In, Out]):
         self.step, self.streaming = step, streaming
         self._chain, self._value, self._kwargs = chain, value, kwargs
         self._config, self._run, self._model = config, run, model
-        self._text, self._failures = text, failures
+        self._text, self._calls_pass, self._failures = text, calls_pass, failures
         self._revise = revise
 
     @property
@@ -111,7 +122,7 @@ class Chain(Thing, Generic[In, Out]):
         """The step with the messages that the chain's template makes of its input, where it begins with one."""
         if self._template != 0:
             return self.step
-        made: Any = self._steps[0].invoke(self._value)
+        made: Any = self._steps[0].invoke(self._value, {"callbacks": []})  # no run of the user's
         return replace(self.step, messages=step_of(made).messages)
 
     def driver(self) -> Sampler | None:
@@ -122,19 +133,25 @@ class Chain(Thing, Generic[In, Out]):
         """One run of the chain."""
         config, held = self._child(again)
         chain, value = self._input(again)
-        if not self.streaming:
-            return Draw(chain.invoke(value, config, **self._kwargs), held=held)
-        chunks = list(chain.stream(value, config, **self._kwargs))
-        return Draw(_total(chunks), chunks, held)
+        with set_config_context(config) as context:
+            if not self.streaming:
+                return Draw(context.run(chain.invoke, value, config, **self._kwargs), held=held)
+            chunks = context.run(lambda: list(chain.stream(value, config, **self._kwargs)))
+        return Draw(total(chunks), chunks, held)
 
     async def arun(self, again: Again) -> Draw[Out]:
         """The same on the running event loop."""
         config, held = self._child(again)
         chain, value = self._input(again)
-        if not self.streaming:
-            return Draw(await chain.ainvoke(value, config, **self._kwargs), held=held)
-        chunks = [chunk async for chunk in chain.astream(value, config, **self._kwargs)]
-        return Draw(_total(chunks), chunks, held)
+
+        async def collected() -> list[Out]:
+            return [chunk async for chunk in chain.astream(value, config, **self._kwargs)]
+
+        with set_config_context(config) as context:
+            if not self.streaming:
+                return Draw(await in_context(chain.ainvoke(value, config, **self._kwargs), context), held=held)
+            chunks = await in_context(collected(), context)
+        return Draw(total(chunks), chunks, held)
 
     def speculate(self, again: Again, into: list[Made]) -> Iterator[Out]:
         """The caller's own call, its chunks given out before they are judged; the run goes ``into`` the list."""
@@ -168,8 +185,11 @@ class Chain(Thing, Generic[In, Out]):
 
     def made(self, output: Draw[Out], again: Again) -> Made:
         """A run that gave an output."""
-        usage = again.reported.usage()
-        text, made = self._text(output.output), output.output
+        usage, made = again.reported.usage(), output.output
+        if self._calls_pass and isinstance(made, AIMessage) and made.tool_calls:
+            rollout = Rollout(text_of(made), "r0", response_id=response_id(again.number), usage=usage)
+            return Made(rollout, output, flaw=CALLS_TOOLS, usage=usage)
+        text = self._text(made)
         why = ended(made) if isinstance(made, AIMessage) else None
         rollout = Rollout(text, "r0", response_id=response_id(again.number), finish_reason=why, usage=usage)
         return Made(rollout, output, usage=usage)
@@ -183,7 +203,7 @@ class Chain(Thing, Generic[In, Out]):
         rollout = Rollout(
             text if isinstance(text, str) else "", "r0", response_id=response_id(again.number), usage=usage
         )
-        return Made(rollout, flaw=flawed(error), usage=usage)
+        return Made(rollout, flaw=flawed(error), error=error, usage=usage)
 
     def run_all(self, runs: Sequence[Again]) -> list[Made]:
         """Several runs, as the chain itself does a batch."""
@@ -192,33 +212,44 @@ class Chain(Thing, Generic[In, Out]):
         if self.streaming or any(x.request.revision is not None for x in runs):
             with get_executor_for_config(self._config) as executor:
                 return list(executor.map(self.tried, runs))
-        children = [self._child(again) for again in runs]
-        inputs, configs = [self._value] * len(runs), [config for config, _ in children]
-        outputs = self._chain.batch(inputs, configs, return_exceptions=True, **self._kwargs)
-        return self._batched(outputs, children, runs)
+        return _unsteered(self.batch([(self, again) for again in runs]))
 
     async def arun_all(self, runs: Sequence[Again]) -> list[Made]:
         """The same on the running event loop."""
         if len(runs) == 1 or self.streaming or any(x.request.revision is not None for x in runs):
             limit = self._config.get("max_concurrency")
             return await together([self.atried(again) for again in runs], limit)
-        children = [self._child(again) for again in runs]
-        inputs, configs = [self._value] * len(runs), [config for config, _ in children]
-        outputs = await self._chain.abatch(inputs, configs, return_exceptions=True, **self._kwargs)
-        return self._batched(outputs, children, runs)
+        return _unsteered(await self.abatch([(self, again) for again in runs]))
 
-    def _batched(
-        self, outputs: Sequence[Any], children: Sequence[tuple[RunnableConfig, list[Held]]], runs: Sequence[Again]
-    ) -> list[Made]:
-        made = []
-        for output, (_, held), again in zip(outputs, children, runs, strict=True):
-            if not isinstance(output, Exception):
-                made.append(self.made(Draw(output, held=held), again))
-            elif is_control_flow(output):
-                raise output
-            else:
-                made.append(self.failed(output, again))
-        return made
+    @staticmethod
+    def batch(runs: Sequence[tuple[Chain[In, Out], Again]]) -> list[Made]:
+        """Runs of one chain, each for its own call, as the chain itself does a batch.
+
+        No callbacks are in their context: a binding adds those to the ones it is given, which may be held.
+        """
+        first, children = runs[0][0], [thing._child(again) for thing, again in runs]
+        inputs, configs = [thing._value for thing, _ in runs], [config for config, _ in children]
+        with set_config_context({**first._config, "callbacks": None}) as context:
+            outputs = context.run(first._chain.batch, inputs, configs, return_exceptions=True, **first._kwargs)
+        return [t._came(x, held, again) for x, (_, held), (t, again) in zip(outputs, children, runs, strict=True)]
+
+    @staticmethod
+    async def abatch(runs: Sequence[tuple[Chain[In, Out], Again]]) -> list[Made]:
+        """The same on the running event loop."""
+        first, children = runs[0][0], [thing._child(again) for thing, again in runs]
+        inputs, configs = [thing._value for thing, _ in runs], [config for config, _ in children]
+        with set_config_context({**first._config, "callbacks": None}) as context:
+            work = first._chain.abatch(inputs, configs, return_exceptions=True, **first._kwargs)
+            outputs = await in_context(work, context)
+        return [t._came(x, held, again) for x, (_, held), (t, again) in zip(outputs, children, runs, strict=True)]
+
+    def _came(self, output: Any, held: list[Held], again: Again) -> Made:
+        if isinstance(output, Exception):
+            return Made(error=output) if is_control_flow(output) else self.failed(output, again)
+        try:
+            return self.made(Draw(output, held=held), again)
+        except Exception as error:  # noqa: BLE001  # the user's reading of it: an error of this run, not of the batch
+            return Made(error=error)
 
     def _input(self, again: Again) -> tuple[Runnable[Any, Out], Any]:
         """What is run, on what: the chain on its input; for a revision with more text behind its prompt."""
@@ -246,22 +277,17 @@ class Chain(Thing, Generic[In, Out]):
         return patch_config(self._config, callbacks=child), kept
 
     def _speculated(self, chunks: list[Out], error: Exception | None, again: Again) -> Made:
-        made = self.made(Draw(_total(chunks), chunks), again) if error is None else self.failed(error, again)
+        made = self.made(Draw(total(chunks), chunks), again) if error is None else self.failed(error, again)
         made.output = made.output or Draw(None, chunks)  # what went out has to be taken back
         return made
 
 
-def _total(chunks: Sequence[Any]) -> Any:
-    """What chunks add up to, as LangChain adds them; where they do not add, the last one stands for all."""
-    if not chunks:
-        return None
-    total, adds = chunks[0], True
-    for chunk in chunks[1:]:
-        if adds:
-            try:
-                total = total + chunk
-                continue
-            except TypeError:
-                adds = False
-        total = chunk
-    return total
+def _marked(output: Any, marks: Mapping[str, Any]) -> Any:
+    return marked(output, marks) if isinstance(output, BaseMessage) else output
+
+
+def _unsteered(runs: list[Made]) -> list[Made]:
+    for made in runs:
+        if made.error is not None and is_control_flow(made.error):
+            raise made.error
+    return runs
