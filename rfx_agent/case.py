@@ -232,6 +232,7 @@ class Case:
         notes: what samplers and scorers had to say, in order and without repeats.
         run_id: of this run of the step, for those who are told its events and for a shared budget; "" where there
             is neither.
+        before: what the ledger had spent when the step began: an agent's steps share one.
     """
 
     step: Step
@@ -247,6 +248,7 @@ class Case:
     holds: int = 0
     notes: tuple[str, ...] = ()
     run_id: str = field(default="", compare=False)
+    before: Spend = Spend()
 
     @property
     def decision(self) -> Decision:

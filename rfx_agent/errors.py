@@ -196,9 +196,14 @@ class WeightsCorrupt(WeightsError):
 
 
 def is_control_flow(error: BaseException) -> bool:
-    """Whether ``error`` steers LangGraph (an interrupt, a parent command, a drain) and must pass through.
+    """Whether ``error`` steers LangGraph and must pass through.
+
+    That is an interrupt, a reply to one that was refused, a parent command, or a drain.
 
     LangGraph is looked up, not imported: if it was never loaded, nothing can have raised its exceptions.
     """
     errors = sys.modules.get("langgraph.errors")
-    return errors is not None and isinstance(error, errors.GraphBubbleUp)
+    if errors is None:
+        return False
+    refused = getattr(errors, "is_invalid_resume", None)  # since LangGraph 1.2
+    return isinstance(error, errors.GraphBubbleUp) or (refused is not None and bool(refused(error)))

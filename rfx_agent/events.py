@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
-from rfx_agent.case import Decision, Outcome
+from rfx_agent.case import Decision, Outcome, Regime
 from rfx_agent.codec import SCHEMA, plain
 from rfx_agent.records import Kind, Spend, Usage
 
@@ -133,10 +133,22 @@ class Escalated:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The step ended."""
+    """The step ended.
+
+    Attributes:
+        outcome: how; its text and answers stay out of records.
+        spent: what the step cost from its first verdict on: attempts, samples, tokens, money, seconds, calls.
+        candidate: what the candidate that the step began with had used already, which no budget was asked for.
+        regime: what kind of failure it was held to be last; None where nothing failed.
+        task: the step's.
+    """
 
     step_id: str
     outcome: Outcome
+    spent: Spend = Spend()
+    candidate: Usage = Usage()
+    regime: Regime | None = None
+    task: str = ""
     run_id: str = field(default="", kw_only=True)
 
 
@@ -164,7 +176,7 @@ def as_record(event: Event) -> dict[str, Any]:
 
 def _blank(default: Any) -> Any:
     """A field's default: a record that holds nothing but defaults is an empty one."""
-    if isinstance(default, Usage):
+    if isinstance(default, Usage | Spend):
         return {}
     return list(default) if isinstance(default, tuple) else default
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 from servers import Answer, ChatServer, choice, completion
 
 from rfx_agent import ConfigError, ExactVerifier, LocalSampler, MathVerifier, OpenAISampler, RegexVerifier, Step
@@ -183,7 +184,9 @@ def test_the_key_goes_to_servers_that_the_operator_listed_and_to_no_other(fresh:
 def test_the_solver_needs_only_its_own_keys(fresh: Any) -> None:
     with ChatServer(reply) as server:
         solver = fresh("solver", RFX_BASE_URL=server.base_url, RFX_MODEL="m")
-        state = solver.graph.invoke({"question": "What is 6 times 7?", "expected": "42"})
+        graph = solver.builder.compile(checkpointer=InMemorySaver())  # which the server gives it
+        thread: Any = {"configurable": {"thread_id": "t"}}
+        state = graph.invoke({"question": "What is 6 times 7?", "expected": "42"}, thread)
     assert (state["answer"], state["outcome"]["status"]) == ("42", "accepted")
     assert set(state) == {"question", "expected", "answer", "outcome"}
     assert server.bodies[0]["messages"][0]["content"].endswith("End with: Answer: <answer>")

@@ -531,6 +531,7 @@ def _later() -> dict[str, Any]:
             holds=3,
             notes=("a note",),
             run_id="run-1",
+            before=Spend(attempts=1),
         ),
         "finished": load(Case, CASES["rescued-dense_steer"]["case"]),
         "step": Step.of("What is 6 times 7?", expected="42", id="six", task="till"),

@@ -19,8 +19,8 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
 from rfx_agent import FunctionVerifier, SharedBudget, Unresolved, Usage, Window, with_recovery
-from rfx_agent.adapters.chain.total import total
 from rfx_agent.adapters.chain.wrap import RETRACT, Retracted
+from rfx_agent.adapters.total import total
 from rfx_agent.budgets.memory import MemoryStore
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 

@@ -605,7 +605,8 @@ def stands(state: Any, found: list[Any]) -> dict[str, Any]:
         state: the graph's.
         found: the thread's checkpoints, of every namespace.
     """
-    told: dict[str, Any] = {"next": list(state.next), "keys": sorted(state.values)}
+    keys = {key for key in state.values if key != "seen" and (key != "messages" or state.values[key])}  # 0.1 had none
+    told: dict[str, Any] = {"next": list(state.next), "keys": sorted(keys)}
     if state.interrupts:
         (asked,) = state.interrupts
         rfx = asked.value.get("rfx")
@@ -614,7 +615,7 @@ def stands(state: Any, found: list[Any]) -> dict[str, Any]:
     if case is not None:
         told["case"] = summary(case)
     told |= {key: state.values[key] for key in ("outcome", "answer", "filed", "expected") if key in state.values}
-    if "messages" in state.values:
+    if state.values.get("messages"):
         told["messages"] = [[x.type, x.text] for x in state.values["messages"]]
         told["marks"] = [x.response_metadata["rfx"] for x in state.values["messages"] if "rfx" in x.response_metadata]
     for key in ("rfx_run", "rfx_thread"):

@@ -26,6 +26,7 @@ from langchain_core.runnables.config import (
 )
 from pydantic import ValidationError
 
+from rfx_agent.adapters.texts import flawed
 from rfx_agent.errors import ConfigError, RfxError, SamplerError, is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage, Verdict
@@ -115,12 +116,14 @@ class Thing(ABC):
         takes_temperature: whether a run honours ``SampleRequest.temperature``.
         takes_max_tokens: whether a run honours ``SampleRequest.max_tokens``.
         takes_revision: whether ``SampleRequest.revision`` can be added to its input.
+        failures: exceptions of the thing that are failed answers, not a thing out of order.
     """
 
     name: str
     takes_temperature: bool = False
     takes_max_tokens: bool = False
     takes_revision: bool = False
+    failures: tuple[type[Exception], ...] = ()
 
     @abstractmethod
     def run(self, again: Again) -> Any:
@@ -135,8 +138,14 @@ class Thing(ABC):
         """What a run gave."""
 
     def failed(self, error: Exception, again: Again) -> Made:
-        """What a run came to that raised ``error``. By default the thing is out of order."""
-        return Made(error=error, usage=again.reported.usage())
+        """What a run came to that raised ``error``: a failed answer, or a thing that is out of order."""
+        usage = again.reported.usage()
+        if not isinstance(error, self.failures):
+            return Made(error=error, usage=usage)
+        said = getattr(error, "llm_output", None)
+        text = said if isinstance(said, str) else ""
+        rollout = Rollout(text, "r0", response_id=response_id(again.number), usage=usage)
+        return Made(rollout, flaw=flawed(error), error=error, usage=usage)
 
     def driver(self) -> Sampler | None:
         """The model that writes a tool's input, or None where there is none."""

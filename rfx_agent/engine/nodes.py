@@ -67,7 +67,8 @@ def start(
         raise ConfigError(f"recovery: run_id is {shown(run_id)}; give a text")
     if not run_id and (run.on_event is not None or settings.shared is not None):
         run_id = secrets.token_hex(8)
-    case = Case(step=step, ledger=Ledger(settings.budget) if ledger is None else ledger, run_id=run_id)
+    ledger = Ledger(settings.budget) if ledger is None else ledger
+    case = Case(step=step, ledger=ledger, run_id=run_id, before=ledger.spent)
     if candidate is None:
         if run.sampler is None:
             raise ConfigError(f"recovery: step {step.id} has no candidate and sampler is None; give one of the two")

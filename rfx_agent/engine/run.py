@@ -28,7 +28,7 @@ from rfx_agent.policies.default import DefaultPolicy
 from rfx_agent.policies.fixed import FixedPolicy
 from rfx_agent.policies.learned import LearnedPolicy
 from rfx_agent.ports import Sampler, Verifier
-from rfx_agent.records import SampleResult, ScoreResult, Spend
+from rfx_agent.records import SampleResult, ScoreResult, Spend, Usage
 
 __all__ = ["Paid", "Purchase", "Run"]
 
@@ -159,7 +159,10 @@ class Run:
     def finish(self, case: Case, outcome: Outcome) -> Case:
         """The case with its outcome, told to the hook; its verdicts are counted."""
         learn(self.settings.right_rates, case)
-        self.emit(Finished(case.step.id, outcome, run_id=case.run_id))
+        regime = next((x.regime for x in reversed(case.decisions) if x.regime is not None), None)
+        first = next((x.usage for x in case.rollouts if x.round is None), Usage())
+        bill = (case.ledger.spent - case.before, first, regime, case.step.task)
+        self.emit(Finished(case.step.id, outcome, *bill, run_id=case.run_id))
         return replace(case, outcome=outcome)
 
     def short(self, case: Case, purpose: Purpose, cost: Spend) -> tuple[str, ...]:

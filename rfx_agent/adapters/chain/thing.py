@@ -15,9 +15,9 @@ from langchain_core.runnables.config import get_executor_for_config, set_config_
 
 from rfx_agent.adapters.attempts import CALLS_TOOLS, Again, Made, Thing, in_context, response_id, tag, together
 from rfx_agent.adapters.chain.held import Held, hold
-from rfx_agent.adapters.chain.total import total
 from rfx_agent.adapters.marks import marked
 from rfx_agent.adapters.texts import flawed, step_of, text_of, told
+from rfx_agent.adapters.total import total
 from rfx_agent.errors import is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, Step

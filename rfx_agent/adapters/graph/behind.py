@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Unpack
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
-from langgraph.channels import LastValue
 from langgraph.graph import StateGraph
 from langgraph.types import Command
 
@@ -20,12 +19,17 @@ from rfx_agent.adapters.given import (
     checked_unresolved,
     recovery_of,
 )
-from rfx_agent.adapters.graph.keys import Answer, Keys, Reading, answer_in, read, replaced
+from rfx_agent.adapters.graph.keys import Keys, Reading, no_key, read
+from rfx_agent.adapters.graph.place import Form, Place, form_of
 from rfx_agent.adapters.graph.recovery_graph import RecoveryInput, case_of, outcome_of, recovery_graph, step_input
 from rfx_agent.adapters.graph.source import Given
+from rfx_agent.adapters.graph.updates import answer_in, written
 from rfx_agent.budgets.step import RetryBudget
+from rfx_agent.case import Outcome
 from rfx_agent.errors import ConfigError, Unresolved
 from rfx_agent.records import Rollout
+from rfx_agent.recovery import Recovery
+from rfx_agent.remedies.chosen import chosen
 from rfx_agent.samplers.chat import ended
 
 __all__ = ["add_recovery"]
@@ -72,8 +76,9 @@ def add_recovery(
         budget: caps on one failure.
         prompt: the key of the prompt (text or messages), or a function from the state to text, messages or a
             ``Step``. Where it is the same key as ``answer``, the messages before the answer are the prompt.
-        answer: the key of the answer: text, or messages, of which the last AI message is the answer. A key with a
-            reducer is given the new message alone, under the failed one's id: ``add_messages`` replaces that one.
+        answer: the key of the answer, as ``recoverable`` reads it. Under ``add_messages`` the new message replaces the
+            failed one by its id. Any other key with a reducer is overwritten as a whole, with the answer in its place:
+            then no other node of the same step may write it.
         expected: the key of what the verifier compares with, or a function of the state.
         outcome: a key that takes the outcome, as a dict with ``status``.
         goto: the node to go on to, in place of those that ``after`` led to.
@@ -86,7 +91,8 @@ def add_recovery(
         options: further parameters of ``Recovery``, such as ``remedies``, ``on_event`` or ``policy``.
 
     Raises:
-        ConfigError: on parameters that do not fit the graph, and on edges that cannot be led through the new node.
+        ConfigError: on parameters that do not fit the graph, and on edges that cannot be led through the new node;
+            when the graph runs, ``interrupts`` without a checkpointer.
         Unresolved: when the graph runs, if there is no answer, as ``on_unresolved`` says.
     """
     keys = Keys(prompt, answer, expected, outcome)
@@ -107,12 +113,22 @@ def add_recovery(
         )
     named = {"verifier": verifier, "sampler": sampler, "tool": tool, "budget": budget}
     given: Given = recovery_of(add_recovery, recovery, named, options, factory=True)
+    if isinstance(given, Recovery) and given.sampler is None and not (interrupts or _helps(given)):
+        raise ConfigError(
+            "add_recovery: the recovery has no sampler, and nothing else that could give another answer; give "
+            "sampler=, the model to be sampled again, or make the node recoverable itself"
+        )
     returns = outcome is not None or unresolved is not None
     if on_unresolved is not None:
         returns = checked_unresolved("add_recovery", on_unresolved) == "return"
     graph = recovery_graph(given, interrupts=interrupts, name=name, nodes=nodes)
-    plain = isinstance(builder.channels.get(answer), LastValue)
-    mapping = _Mapping(keys, plain, tuple(sorted(leads)), unresolved, after, returns)
+    form = form_of(builder.channels[answer])
+    if form.collects or (form.adds and form.type is str):
+        raise ConfigError(
+            f"add_recovery: {answer!r} has a reducer, which would add the answer to the failed one; take the reducer "
+            f"away, or make {after} recoverable itself"
+        )
+    mapping = _Mapping(keys, form, tuple(sorted(leads)), unresolved, after, returns)
 
     def recover(state: Any, config: RunnableConfig) -> Any:
         asked = mapping.asked(state)
@@ -138,12 +154,18 @@ def add_recovery(
             builder.add_edge(name, end)
 
 
+def _helps(recovery: Recovery) -> bool:
+    """Whether anything but the sampler can give an answer: another model, a steerer, a person."""
+    others = any(remedy.elsewhere for remedy in chosen(recovery).values())
+    return others or recovery.steerer is not None or recovery.escalator is not None
+
+
 @dataclass(frozen=True, slots=True)
 class _Mapping:
     """From the parent's state to the recovery graph's input, and from its output to an update of the state."""
 
     keys: Keys
-    plain: bool
+    form: Form
     leads: tuple[str, ...]
     unresolved: str | None
     after: str
@@ -151,12 +173,12 @@ class _Mapping:
 
     def asked(self, state: Any) -> RecoveryInput | None:
         """The recovery graph's input, or None where there is no answer to look at."""
-        answer = answer_in(read(state, self.keys.answer))
+        answer = answer_in(read(state, self.keys.answer), self.form)
         if answer is None:
             return None
         why = None if answer.message is None else ended(answer.message)
         given = answer.text if why is None else Rollout(answer.text, finish_reason=why)
-        return step_input(self.keys.step(state, answer), given)
+        return step_input(self.keys.step(state, self.after, answer), given)
 
     def gave(self, state: Any, output: Any) -> Any:
         """The update of the parent's state, and where to go where that is not in the edges."""
@@ -169,22 +191,19 @@ class _Mapping:
                 raise Unresolved(outcome.sentence, case=case_of(output))
             return self._to(self.leads if self.unresolved is None else (self.unresolved,), update)
         if outcome.status != "accepted":
-            value = read(state, self.keys.answer)
-            answer = answer_in(value)
-            assert answer is not None  # noqa: S101  # asked has looked
-            update |= {self.keys.answer: self._written(value, answer, outcome.text)}
+            update |= {self.keys.answer: self._written(state, outcome, output)}
         return self._to(self.leads, update)
 
-    def _written(self, value: Any, answer: Answer, text: str) -> Any:
-        made = replaced(value, answer, text)
-        if self.plain:
-            return made
-        if answer.at is None and answer.message is None:
-            raise ConfigError(
-                f"add_recovery: the text under {self.keys.answer!r} has a reducer, which would add the answer to the "
-                f"failed one; take the reducer away, or make {self.after} recoverable itself"
-            )
-        return made if answer.at is None else [made[answer.at]]
+    def _written(self, state: Any, outcome: Outcome, output: Any) -> Any:
+        value, key = read(state, self.keys.answer), self.keys.answer
+        answer = answer_in(value, self.form)
+        assert answer is not None  # noqa: S101  # asked has looked
+        try:
+            return written(value, answer, outcome.text or "", self.form)
+        except ValueError as error:
+            raise Unresolved(
+                f"the answer of {outcome.by} does not fit the key {key!r}: {error}", case=case_of(output)
+            ) from error
 
     def _to(self, nodes: tuple[str, ...], update: Mapping[str, Any]) -> Any:
         return dict(update) if self.unresolved is None else Command(goto=nodes, update=dict(update))
@@ -195,8 +214,8 @@ def _check(builder: StateGraph[Any, Any, Any, Any], after: str, keys: Keys, name
         raise ConfigError(f"add_recovery: after is {after!r}; give one of the nodes {sorted(builder.nodes)}")
     if name in builder.nodes:
         raise ConfigError(f"add_recovery: there is a node {name!r} already; give another name=")
-    if unknown := [key for key in keys.named if key not in builder.channels]:
-        raise ConfigError(f"add_recovery: {unknown[0]!r} is no key of the state; it has {sorted(builder.channels)}")
+    for parameter, key in keys.unknown(Place(builder.channels, builder.managed), None):
+        raise no_key("add_recovery", parameter, key, sorted(builder.channels))
     if branches := builder.branches.get(after):
         raise ConfigError(
             f"add_recovery: conditional edges ({', '.join(branches)}) lead on from {after!r} and would be taken beside "

@@ -12,7 +12,8 @@
        └───▶ escalate ─────────────▶ END   one interrupt, nothing spent before it
 
 The graph owns the keys of ``RecoveryState`` and touches no other, so it can be a node of any parent graph that
-shares them; ``rfx_agent.add_recovery`` puts it behind a node of a graph that does not.
+shares them; ``rfx_agent.add_recovery`` puts it behind a node of a graph that does not. A parent that shares
+``messages`` alone has a chat node; let it declare ``outcome`` too, which says whether the last message may stand.
 
 Every event of the engine is also written to LangGraph's custom stream, as ``rfx_agent.events.as_record`` makes it;
 from within a parent graph they arrive under the subgraph's namespace, with ``subgraphs=True``.
@@ -22,17 +23,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NotRequired, Unpack
+from typing import Annotated, Any, NotRequired, Unpack
 
+from langchain_core.messages import AnyMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer, Command
 from typing_extensions import TypedDict
 
 from rfx_agent.adapters.given import Options, SamplerLike, ToolLike, VerifierLike, recovery_of
 from rfx_agent.adapters.graph.ask import ask_person
-from rfx_agent.adapters.graph.source import Given, Source, streaming, task_id
+from rfx_agent.adapters.graph.opening import ended_with, opening
+from rfx_agent.adapters.graph.place import saved
+from rfx_agent.adapters.graph.source import Given, Source, streaming, task_id, thread_id
 from rfx_agent.budgets.step import RetryBudget
 from rfx_agent.case import Case, Outcome
 from rfx_agent.codec import dump, load, load_case, plain, unreadable
@@ -47,31 +52,57 @@ from rfx_agent.remedies.chosen import chosen
 __all__ = ["RecoveryInput", "RecoveryOutput", "RecoveryState", "case_of", "outcome_of", "recovery_graph", "step_input"]
 
 
-class RecoveryInput(TypedDict):
-    """What the graph takes.
+class RecoveryInput(TypedDict, total=False):
+    """What the graph takes: a step, or messages.
 
     ``step`` is a prompt, or the mapping that ``step_input`` makes. ``candidate`` is what the agent already has: its
     text, or the mapping that ``step_input`` makes of a rollout, with how it ended. Without it the sampler is asked for
     the first draw.
+
+    ``messages`` are the prompt; where they end with an AI message, that one is the candidate.
     """
 
     step: str | dict[str, Any]
-    candidate: NotRequired[str | dict[str, Any] | None]
+    candidate: str | dict[str, Any] | None
+    messages: Annotated[list[AnyMessage], add_messages]
 
 
 class RecoveryOutput(TypedDict):
-    """What the graph gives: ``outcome`` (the fields of ``Outcome`` that differ from their defaults) and the record."""
+    """What the graph gives: ``outcome`` (the fields of ``Outcome`` that differ from their defaults) and the record.
+
+    Where messages were given, the answer that stands is the last of ``messages``: behind them, or in the place of the
+    candidate, under its id. Without an answer they are as they were; ``outcome`` says so.
+    """
 
     outcome: dict[str, Any]
     recovery: dict[str, Any]
+    messages: NotRequired[Annotated[list[AnyMessage], add_messages]]
 
 
-class RecoveryState(RecoveryInput, RecoveryOutput):
+class RecoveryState(RecoveryInput):
     """Everything that the graph owns. ``recovery`` is a ``Case``, encoded: compact, made of plain values."""
 
+    outcome: dict[str, Any]
+    recovery: dict[str, Any]
+    seen: dict[str, Any]
 
-def step_input(step: Step, candidate: str | Rollout | None = None) -> RecoveryInput:
-    """The graph's input for ``step``."""
+
+def step_input(step: Step | str, candidate: str | Rollout | None = None) -> RecoveryInput:
+    """The graph's input for ``step``, or for a prompt.
+
+    Raises:
+        ConfigError: ``step`` or ``candidate`` is something else.
+
+    Example:
+        >>> step_input("What is 6 times 7?", "41")["candidate"]
+        '41'
+    """
+    if isinstance(step, str):
+        step = Step.of(step)
+    if not isinstance(step, Step):
+        raise ConfigError(f"step_input: step is {step!r}; give a Step, such as Step.of(prompt), or a prompt")
+    if candidate is not None and not isinstance(candidate, (str, Rollout)):
+        raise ConfigError(f"step_input: candidate is {candidate!r}; give its text, or a Rollout")
     return {"step": plain(step), "candidate": plain(candidate) if isinstance(candidate, Rollout) else candidate}
 
 
@@ -81,7 +112,7 @@ def outcome_of(state: RecoveryOutput | dict[str, Any]) -> Outcome:
     Raises:
         ConfigError: the state has none: the graph waits for a person, or has no node for a remedy of one's own.
     """
-    if not isinstance(state, Mapping) or not state.get("outcome"):
+    if not isinstance(state, Mapping) or not state.get("outcome") or state.get("__interrupt__"):
         raise ConfigError(
             "outcome_of: the state has no outcome; resume the thread if the graph waits for a person "
             "(state['__interrupt__']), and name the node of a remedy that the recovery no longer lists in "
@@ -114,6 +145,9 @@ def recovery_graph(
 ) -> CompiledStateGraph[RecoveryState, Any, RecoveryInput, RecoveryOutput]:
     """The recovery graph, compiled: on its own with a checkpointer, or as a node of another graph.
 
+    It takes what ``step_input`` makes, or ``{"messages": [...]}``. The messages are the prompt, and where they end with
+    an AI message that one is the candidate; the answer that stands is put behind them, or in the candidate's place.
+
     Args:
         recovery: what to sample, verify and spend; or a function that makes it of the run's context, called in every
             node, so let it give the same object for the same context. Or give ``verifier``, ``sampler`` and what else
@@ -132,7 +166,15 @@ def recovery_graph(
         options: further parameters of ``Recovery``, such as ``remedies``, ``on_event`` or ``policy``.
 
     Raises:
-        ConfigError: ``recovery`` is neither.
+        ConfigError: ``recovery`` is neither; when the graph runs, ``interrupts`` without a checkpointer, and an input
+            without a step or messages.
+
+    Example:
+        >>> from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
+        >>> graph = recovery_graph(verifier=ScriptedVerifier(["42"]), sampler=ScriptedSampler(["41", "42"]))
+        >>> state = graph.invoke({"messages": [("user", "What is 6 times 7?")]})
+        >>> outcome_of(state).status, state["messages"][-1].text
+        ('rescued', '42')
     """
     named = {"verifier": verifier, "sampler": sampler, "tool": tool, "budget": budget}
     source = Source(recovery_of(recovery_graph, recovery, named, options, factory=True), where="recovery_graph")
@@ -140,16 +182,18 @@ def recovery_graph(
     reachable = list(dict.fromkeys((*_NODES, *own, *nodes)))
 
     def opened(run: Run, state: RecoveryState) -> Flow[Case]:
+        if interrupts:
+            _resumable()
         return diagnose(run, _opened(run, state), human=interrupts)
 
-    def routed(case: Case) -> Command[str]:
+    def routed(case: Case, state: RecoveryState) -> Command[str]:
         route = case.decision.route
         if case.outcome is None and case.ask is None and route not in reachable:
             raise ConfigError(
                 f"recovery graph: policy {case.decision.policy} chose route {route!r} on step {case.step.id}, and the "
                 f"graph has no such node; name it in recovery_graph(nodes=[...]), or choose among {reachable}"
             )
-        return _routed(case)
+        return _routed(case, state)
 
     builder = StateGraph(
         RecoveryState, context_schema=context_schema, input_schema=RecoveryInput, output_schema=RecoveryOutput
@@ -191,17 +235,17 @@ def _flow_node(
     name: str,
     source: Source,
     flow: Callable[[Run, RecoveryState], Flow[Case]],
-    give: Callable[[Case], Any],
+    give: Callable[[Case, RecoveryState], Any],
 ) -> _Node:
     def run(state: RecoveryState) -> Any:
         try:
-            return give(drive(flow(_run(source.get()), state)))
+            return give(drive(flow(_run(source.get()), state)), state)
         except StateError as error:
             return _unreadable(error)
 
     async def arun(state: RecoveryState) -> Any:
         try:
-            return give(await drive_async(flow(_run(await source.aget()), state)))
+            return give(await drive_async(flow(_run(await source.aget()), state)), state)
         except StateError as error:
             return _unreadable(error)
 
@@ -217,62 +261,40 @@ def _kept(flow: Callable[[Run, Case], Flow[Case]]) -> Callable[[Run, RecoverySta
 
 
 def _opened(run: Run, state: RecoveryState) -> Case:
-    step = _step(state["step"])
-    if _returns(state.get("recovery"), step):
+    opened = opening(state)
+    if opened.returns:
         return load_case(state["recovery"])
     # LangGraph gives a node that runs again from the same checkpoint the same task, in whatever process.
-    given = state.get("candidate")
-    candidate = _candidate(given) if isinstance(given, Mapping) else given
-    return start(run, step, candidate, run_id=task_id() if run.settings.shared is not None else "")
+    return start(run, opened.step, opened.candidate, run_id=task_id() if run.settings.shared is not None else "")
 
 
-def _candidate(given: Mapping[str, Any]) -> Rollout:
-    try:
-        return load(Rollout, given)
-    except StateError as error:  # it is the caller's input, and no state
-        raise ConfigError(f"recovery graph: candidate is {given!r}: {error}; give a text") from error
-
-
-def _step(given: str | dict[str, Any]) -> Step:
-    if isinstance(given, str):
-        return Step.of(given)
-    try:
-        return load(Step, given)
-    except StateError as error:  # it is the caller's input, and no state
+def _resumable() -> None:
+    """Raise ``ConfigError`` where an interrupt could never be resumed, before anything is spent."""
+    if saved() is False or (saved() is None and not thread_id()):
         raise ConfigError(
-            f"recovery graph: step is {given!r}: {error}; give a prompt, or what step_input makes"
-        ) from error
+            "recovery graph: interrupts is True, but no checkpointer keeps the state to resume from; compile the graph "
+            "(or its parent) with one and give a thread_id in the config, or set interrupts=False"
+        )
 
 
-def _returns(kept: Any, step: Step) -> bool:
-    """Whether ``kept`` is a case of ``step`` that comes back from its remedy.
-
-    Any other belongs to an earlier run of the thread: it has ended, was left before a person, or was interrupted. That
-    one need not be readable.
-    """
-    try:
-        paid = kept["decisions"][-1]["budget_after"] is not None
-        return bool(paid and kept["step"]["id"] == step.id and not kept.get("outcome") and not kept.get("ask"))
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return False
-
-
-def _routed(case: Case) -> Command[str]:
+def _routed(case: Case, state: RecoveryState) -> Command[str]:
+    opened = opening(state).update
+    update = opened | _updated(case)
     if case.outcome is not None:
-        return Command(goto=END, update=_updated(case) | {"outcome": plain(case.outcome)})
-    return Command(goto="escalate" if case.ask is not None else case.decision.route, update=_updated(case))
+        return Command(goto=END, update=update | {"outcome": plain(case.outcome)} | ended_with(case, state, opened))
+    return Command(goto="escalate" if case.ask is not None else case.decision.route, update=update)
 
 
 def _updated(case: Case) -> dict[str, Any]:
     return {"recovery": dump(case)}
 
 
-def _returned(case: Case) -> Command[str]:
+def _returned(case: Case, _: RecoveryState) -> Command[str]:
     return Command(goto="diagnose", update=_updated(case))
 
 
-def _answered(case: Case) -> dict[str, Any]:
-    return _updated(case) | {"outcome": plain(case.outcome)}
+def _answered(case: Case, state: RecoveryState) -> dict[str, Any]:
+    return _updated(case) | {"outcome": plain(case.outcome)} | ended_with(case, state, {})
 
 
 def _unreadable(error: StateError) -> Command[str]:

@@ -14,7 +14,7 @@ from rfx_agent.errors import ConfigError
 from rfx_agent.events import Event, as_record
 from rfx_agent.recovery import Recovery
 
-__all__ = ["Given", "Source", "streaming", "task_id"]
+__all__ = ["Given", "Source", "streaming", "task_id", "tell", "thread_id"]
 
 Given: TypeAlias = Recovery | Callable[[Any], Recovery]
 """A ``Recovery``, or a function that makes one of a run's context (None where the run has none)."""
@@ -62,11 +62,17 @@ class Source:
         return recovery
 
 
+def tell(record: dict[str, Any]) -> None:
+    """Write ``record`` to the custom stream of the graph that is running, where there is one."""
+    if (write := _writer()) is not None:
+        write(record)
+
+
 def streaming(settings: Settings) -> Callable[[Event], None]:
     """A hook that writes events to the custom stream of the graph that is running, and then to the settings' own."""
     hook = settings.on_event
 
-    def tell(event: Event) -> None:
+    def told(event: Event) -> None:
         try:
             if (write := _writer()) is not None:
                 write(as_record(event))
@@ -74,16 +80,24 @@ def streaming(settings: Settings) -> Callable[[Event], None]:
             if hook is not None:
                 hook(event)
 
-    return tell
+    return told
 
 
 def task_id() -> str:
     """The id of LangGraph's task that this is called in, or "" outside of one."""
+    return str(getattr(_info(), "task_id", None) or "")
+
+
+def thread_id() -> str:
+    """The id of the thread that this is called in, or ""."""
+    return str(getattr(_info(), "thread_id", None) or "")
+
+
+def _info() -> Any:
     try:
-        info = get_runtime().execution_info
+        return get_runtime().execution_info
     except (RuntimeError, KeyError, AttributeError):
-        return ""
-    return "" if info is None else info.task_id
+        return None
 
 
 # A node may be called on its own, outside a graph, as tests do; then there is no stream and no context.
