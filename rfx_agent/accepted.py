@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, TypeAlias, TypeVar, is_typeddict
+from typing import Any, Protocol, TypeAlias, TypeVar, is_typeddict
 
 from pydantic import BaseModel
 
 from rfx_agent.checks import instance, shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.ports import Sampler, Tool, Verifier
-from rfx_agent.records import Rollout
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, Step, Verdict
 
 __all__ = [
     "CandidateLike",
@@ -35,13 +35,33 @@ __all__ = [
 
 P = TypeVar("P")
 
-SamplerLike: TypeAlias = Any
+
+class _Invoked(Protocol):
+    """A LangChain object, whose library these rooms do not know."""
+
+    def invoke(self, input: Any, /, *args: Any, **kwargs: Any) -> Any: ...  # noqa: A002  # LangChain's name
+
+
+class _Samples(Protocol):
+    def sample(self, request: SampleRequest, /) -> SampleResult: ...
+
+
+class _Verifies(Protocol):
+    def verify(self, step: Step, rollout: Rollout, /, *, peers: Sequence[Rollout]) -> Verdict: ...
+
+
+class _Said(Protocol):
+    content: Any
+    response_metadata: Any
+
+
+SamplerLike: TypeAlias = Sampler | str | _Invoked | _Samples
 """A ``Sampler``, a LangChain chat model or what wraps one, or the name of one: what ``sampler_of`` takes."""
-VerifierLike: TypeAlias = Any
-"""A ``Verifier`` or a function: what ``verifier_of`` takes. Checked when it is given, for want of a common type."""
-ToolLike: TypeAlias = Any
+VerifierLike: TypeAlias = Verifier | Callable[..., Any] | _Verifies
+"""A ``Verifier`` or a function: what ``verifier_of`` takes."""
+ToolLike: TypeAlias = Tool | Callable[..., Any] | _Invoked
 """A ``Tool``, a LangChain tool or a function: what ``tool_of`` takes."""
-CandidateLike: TypeAlias = Rollout | str | Any
+CandidateLike: TypeAlias = Rollout | str | _Said
 """A ``Rollout``, its text, or an ``AIMessage``: what ``candidate_of`` takes."""
 
 

@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
-from rfx_agent.accepted import CandidateLike
+from rfx_agent import ports
+from rfx_agent.accepted import CandidateLike, SamplerLike, ToolLike, VerifierLike
+from rfx_agent.budgets.shared import SharedBudget
+from rfx_agent.budgets.step import Price, RetryBudget
 from rfx_agent.case import Case
 from rfx_agent.checks import spelled
 from rfx_agent.engine.drive import drive, drive_async
 from rfx_agent.engine.nodes import recover, start
 from rfx_agent.engine.run import Run
 from rfx_agent.engine.settings import MEANT, Escalation, Settings
+from rfx_agent.events import Event
+from rfx_agent.evidence.calibration import Calibration
+from rfx_agent.evidence.opinions import RightRates
+from rfx_agent.policies.base import Policy
 from rfx_agent.records import Prompt, Step
 
-__all__ = ["Escalation", "Recovery"]
+__all__ = ["AgentOptions", "Escalation", "Options", "Recovery"]
+
+
+class AgentOptions(TypedDict, total=False):
+    """Further parameters of ``rfx_agent.Recovery``, which documents them; those of an agent's draws are its own."""
+
+    remedies: Sequence[ports.Remedy] | None
+    on_event: Callable[[Event], None] | None
+    scorer: ports.Scorer | None
+    steerer: ports.Steerer | None
+    escalator: ports.Escalator | None
+    policy: Policy
+    calibration: Calibration
+    shared: SharedBudget | None
+    price: Price | None
+    accept: float
+    hold_first: bool
+    second_opinion: VerifierLike | None
+    correlation: float
+    unconfirmed: Literal["return", "unresolved"]
+    extra_samples: int | None
+    concurrency: int
+    tool_temperature: float
+    verdict_seconds: float | None
+    seed: int | None
+    escalation: Escalation
+    traces: ports.TraceStore | None
+    clock: Callable[[], float]
+    right_rates: RightRates
+
+
+class Options(AgentOptions, total=False):
+    """Further parameters of ``rfx_agent.Recovery``, which documents them."""
+
+    temperature: float
+    max_tokens: int
 
 
 @spelled("recovery", MEANT)
@@ -83,6 +127,18 @@ class Recovery(Settings):
         >>> recovery.run("What is 3 + 4?").outcome.text
         '7'
     """
+
+    if TYPE_CHECKING:  # what may be given; the fields hold what was made of it
+
+        def __init__(
+            self,
+            sampler: SamplerLike | None = None,
+            verifier: VerifierLike = ...,
+            *,
+            tool: ToolLike | None = None,
+            budget: RetryBudget = ...,
+            **options: Unpack[Options],
+        ) -> None: ...
 
     def run(self, step: Step | Prompt, candidate: CandidateLike | None = None, *, run_id: str = "") -> Case:
         """Recover ``step`` without a graph, blocking.

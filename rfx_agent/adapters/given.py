@@ -5,20 +5,12 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal
 
-from langchain_core.runnables import Runnable
-from langchain_core.tools import BaseTool
-
-from rfx_agent import ports
-from rfx_agent.budgets.shared import SharedBudget
-from rfx_agent.budgets.step import Price
+from rfx_agent.accepted import SamplerLike, ToolLike, VerifierLike
 from rfx_agent.checks import among
 from rfx_agent.errors import ConfigError
-from rfx_agent.events import Event
-from rfx_agent.evidence.calibration import Calibration
-from rfx_agent.policies.base import Policy
-from rfx_agent.recovery import Escalation, Recovery
+from rfx_agent.recovery import AgentOptions, Options, Recovery
 
 __all__ = [
     "FACTORY",
@@ -34,48 +26,8 @@ __all__ = [
     "recovery_of",
 ]
 
-VerifierLike: TypeAlias = ports.Verifier | Callable[..., Any]
-"""A verifier; a bare function of the text, or of step and rollout, is a proof (``FunctionVerifier``)."""
-SamplerLike: TypeAlias = ports.Sampler | Runnable[Any, Any] | str
-"""A sampler, a LangChain chat model, or a string as ``init_chat_model`` takes it."""
-ToolLike: TypeAlias = ports.Tool | BaseTool
-"""A tool of ours, or one of LangChain's."""
 OnUnresolved = Literal["raise", "return"]
 """What becomes of a failure that nothing rescued: ``Unresolved`` is raised, or the failed answer is returned."""
-
-
-class AgentOptions(TypedDict, total=False):
-    """Further parameters of ``rfx_agent.Recovery``, which documents them; those of an agent's draws are its own."""
-
-    remedies: Sequence[ports.Remedy] | None
-    on_event: Callable[[Event], None] | None
-    scorer: ports.Scorer | None
-    steerer: ports.Steerer | None
-    escalator: ports.Escalator | None
-    policy: Policy
-    calibration: Calibration
-    shared: SharedBudget | None
-    price: Price | None
-    accept: float
-    hold_first: bool
-    second_opinion: VerifierLike | None
-    correlation: float
-    unconfirmed: Literal["return", "unresolved"]
-    extra_samples: int | None
-    concurrency: int
-    tool_temperature: float
-    verdict_seconds: float | None
-    seed: int | None
-    escalation: Escalation
-    traces: ports.TraceStore | None
-    clock: Callable[[], float]
-
-
-class Options(AgentOptions, total=False):
-    """Further parameters of ``rfx_agent.Recovery``, which documents them."""
-
-    temperature: float
-    max_tokens: int
 
 
 FACTORY = "a function from the run's context to a Recovery"

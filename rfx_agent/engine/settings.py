@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal
 
 from rfx_agent import ports
-from rfx_agent.accepted import SamplerLike, ToolLike, VerifierLike, adopted, sampler_of, tool_of, verifier_of
+from rfx_agent.accepted import adopted, sampler_of, tool_of, verifier_of
 from rfx_agent.budgets.shared import SharedBudget
 from rfx_agent.budgets.step import Price, RetryBudget
 from rfx_agent.checks import among, flags, instance, number, share, shown, spelled, whole
@@ -76,11 +76,11 @@ class Settings:
     The engine reads them here, so that it need not know ``Recovery``, which runs the engine.
     """
 
-    sampler: SamplerLike | None = None
-    verifier: VerifierLike = None  # required; __post_init__ says so by name
+    sampler: ports.Sampler | None = None
+    verifier: ports.Verifier = None  # type: ignore[assignment]  # required; __post_init__ says so by name
     _: KW_ONLY
     remedies: Sequence[ports.Remedy] | None = None
-    tool: ToolLike | None = None
+    tool: ports.Tool | None = None
     scorer: ports.Scorer | None = None
     steerer: ports.Steerer | None = None
     escalator: ports.Escalator | None = None
@@ -91,7 +91,7 @@ class Settings:
     price: Price | None = None
     accept: float = 0.9
     hold_first: bool = False
-    second_opinion: VerifierLike | None = None
+    second_opinion: ports.Verifier | None = None
     correlation: float = CORRELATION
     unconfirmed: Literal["return", "unresolved"] = "return"
     extra_samples: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rfx_agent.accepted import SamplerLike, sampler_of
 from rfx_agent.budgets.step import Price
@@ -12,7 +13,7 @@ from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Flow
 from rfx_agent.engine.run import Run
 from rfx_agent.errors import ConfigError
-from rfx_agent.ports import Remedy
+from rfx_agent.ports import Remedy, Sampler
 from rfx_agent.records import REMEDY_NAME, SampleRequest, Spend
 from rfx_agent.remedies.base import asking, candidates, seed_of
 
@@ -42,7 +43,7 @@ class Delegate(Remedy):
         'delegate'
     """
 
-    sampler: SamplerLike
+    sampler: Sampler
     name: str = "delegate"
     price: Price | None = None
     temperature: float | None = None
@@ -50,6 +51,17 @@ class Delegate(Remedy):
     node: str = field(default="delegate", init=False)
     words: str = field(default="", init=False)
     elsewhere: bool = field(default=True, init=False)
+
+    if TYPE_CHECKING:  # what may be given; the field holds what was made of it
+
+        def __init__(
+            self,
+            sampler: SamplerLike,
+            name: str = "delegate",
+            price: Price | None = None,
+            temperature: float | None = None,
+            max_tokens: int | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sampler", sampler_of(self.sampler, where="Delegate: sampler"))

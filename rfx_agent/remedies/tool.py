@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rfx_agent import ports
 from rfx_agent.accepted import ToolLike, tool_of
@@ -32,10 +33,14 @@ class Tool(ports.Remedy):
         tool: a program's sandbox, a LangChain tool, or any ``rfx_agent.ports.Tool``.
     """
 
-    tool: ToolLike
+    tool: ports.Tool
     name: str = field(default="tool", init=False)
     node: str = field(default="tool_verify", init=False)
     words: str = field(default="a check with the tool", init=False)
+
+    if TYPE_CHECKING:  # what may be given; the field holds what was made of it
+
+        def __init__(self, tool: ToolLike) -> None: ...
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tool", tool_of(self.tool, where="Tool: tool"))

@@ -13,7 +13,9 @@ from pydantic import BaseModel
 
 from rfx_agent import (
     Case,
+    Delegate,
     ExactVerifier,
+    ProgramTool,
     RecoverabilityMiddleware,
     Recovery,
     RetryBudget,
@@ -145,3 +147,14 @@ async def engine(recovery: Recovery, step: Step) -> None:
     assert_type(recovery.run(step, "41"), Case)
     assert_type(await recovery.arun("q", run_id="r"), Case)
     recovery.run(step, 41)  # type: ignore[arg-type]
+
+
+def parts(recovery: Recovery) -> None:
+    """The constructor, and what is natural in it."""
+    Recovery("openai:gpt-4o-mini", lambda text: text == "42", tool=ProgramTool(), accept=0.8)
+    Recovery(verifier=ExactVerifier("42"), right_rates=recovery.right_rates)
+    Recovery(verifier=42)  # type: ignore[arg-type]
+    Recovery(verifier=ExactVerifier("42"), budgt=1)  # type: ignore[call-arg]
+    Recovery(42, ExactVerifier("42"))  # type: ignore[arg-type]
+    Delegate("openai:gpt-4o", "delegate_large")
+    Delegate(42)  # type: ignore[arg-type]
