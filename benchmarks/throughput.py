@@ -141,7 +141,7 @@ def ways(url: str, client: openai.AsyncOpenAI, verifier: str) -> dict[str, tuple
     plain = recovery()
     keys: Any = {"prompt": "step", "answer": "candidate"}
     behind = built()
-    add_recovery(behind, "solve", recovery=plain, **keys, interrupts=True)
+    add_recovery(behind, "solve", recovery=plain, **keys)
     empty = StateGraph(State)
     empty.add_node("nothing", nothing)
     empty.add_edge(START, "nothing")

@@ -143,7 +143,7 @@ def graph_of(made: Recovery, item: str, saver: Any) -> Any:
         return recovery_graph(made, checkpointer=saver, interrupts=True)
     builder: Any = StateGraph(RecoveryState)
     builder.add_node("think", _nothing)
-    builder.add_node("recover", recovery_graph(made))
+    builder.add_node("recover", recovery_graph(made, interrupts=True))
     builder.add_node("go_on", _nothing)
     builder.add_edge(START, "think")
     builder.add_edge("think", "recover")
