@@ -156,7 +156,7 @@ def test_what_cannot_steer() -> None:
         PrefixSteerer(ScriptedSampler(["x"]))
     with pytest.raises(ConfigError, match="ancestor 'scripted' continues no prefix"):
         PrefixSteerer(scripted("x"), ancestor=ScriptedSampler(["x"]))
-    with pytest.raises(ConfigError, match="sampler is 'gpt'; give an instance"):
+    with pytest.raises(ConfigError, match="sampler is 'gpt': ChatModelSampler"):
         PrefixSteerer("gpt")  # type: ignore[arg-type]
     for options in ({"lifted_temperature": 0}, {"window_tokens": 0}):
         with pytest.raises(ConfigError, match=next(iter(options))):

@@ -19,7 +19,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 def test_the_picture_is_drawn_from_the_compiled_graph() -> None:
     from scenarios import SCENARIOS
 
-    graph = recovery_graph(SCENARIOS["tool"].recovery())
+    graph = recovery_graph(SCENARIOS["tool"].recovery(), interrupts=True)
     assert f"```mermaid\n{graph.get_graph().draw_mermaid().strip()}\n```" in README
 
 
