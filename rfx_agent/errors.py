@@ -118,9 +118,19 @@ class SamplerError(RfxError):
         status: HTTP status where there was one.
         transient: whether the same request may succeed later.
         calls: requests that reached the server before this was raised.
+        lost: of these, the ones that the server may have worked on; None where nobody knows.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, transient: bool = False, calls: int = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        transient: bool = False,
+        calls: int = 0,
+        lost: int | None = None,
+    ) -> None:
+        self.lost = lost
         self.status = status
         self.transient = transient
         self.calls = calls

@@ -27,13 +27,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Answer:
-    """What to send: a status and a body; ``cut`` closes the connection after so many bytes of it."""
+    """What to send: a status and a body; ``cut`` closes the connection after so many bytes of it;
+    ``pause`` sends it byte by byte, with so many seconds between."""
 
     status: int = 200
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     cut: int | None = None
     delay: float = 0.0
+    pause: float = 0.0
 
     def raw(self) -> bytes:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
@@ -54,7 +56,9 @@ class _Quiet(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         with contextlib.suppress(ConnectionError):  # a client that timed out has gone
-            self.wfile.write(raw[: answer.cut] if body else b"")
+            for part in [raw[i : i + 1] for i in range(len(raw))] if answer.pause else [raw]:
+                self.wfile.write(part[: answer.cut] if body else b"")
+                time.sleep(answer.pause)
         if answer.cut is not None:
             self.close_connection = True
 

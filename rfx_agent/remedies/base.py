@@ -165,11 +165,14 @@ def _failed_call(run: Run, cost: Spend, reply: Reply, price: Price | None) -> Sp
     """What a request costs that brought nothing.
 
     If the server sent a status, it did no work: only its calls count. Else its cost is not known: all that was reserved
-    counts, except the attempts.
+    counts, except the attempts, and once for each try that was lost.
     """
-    usage, status = costs.reported(reply.error), getattr(reply.error, "status", None)
-    if usage.calls and status is None:
-        return replace(cost, attempts=0, seconds=reply.seconds, calls=usage.calls, asked=1)
+    usage, lost = costs.reported(reply.error), getattr(reply.error, "lost", None)
+    if lost is None:
+        lost = int(usage.calls > 0 and getattr(reply.error, "status", None) is None)
+    if lost:
+        tokens, usd = cost.tokens * lost, cost.usd * lost
+        return replace(cost, attempts=0, tokens=tokens, usd=usd, seconds=reply.seconds, calls=usage.calls, asked=1)
     return costs.of_usage(run, usage, seconds=reply.seconds, price=price) + Spend(asked=1)
 
 

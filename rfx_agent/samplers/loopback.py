@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 from rfx_agent.errors import SamplerError
 from rfx_agent.samplers.openai.sampler import OpenAISampler
+from rfx_agent.samplers.openai.transport import http_client
 
 __all__ = ["LoopbackSampler"]
 
@@ -39,36 +39,17 @@ class LoopbackSampler(OpenAISampler):
             with contextlib.suppress(OSError):  # closed by the server or the client already
                 one.shutdown(socket.SHUT_RDWR)
 
-    def _settings(self, *, asynchronous: bool) -> dict[str, Any]:
-        import openai
-
-        make: Any = openai.DefaultAsyncHttpxClient if asynchronous else openai.DefaultHttpxClient
-        hook = self._on_request_async if asynchronous else self._on_request
+    def _http_client(self, *, asynchronous: bool, seconds: float) -> Any:
         # Not the environment's proxies: they would be asked for their own loopback.
-        http_client = make(trust_env=False, event_hooks={"request": [hook]})
-        return super()._settings(asynchronous=asynchronous) | {"http_client": http_client}
+        return http_client(
+            asynchronous=asynchronous, seconds=seconds, trust_env=False, before=self._check, connected=self._connected
+        )
 
-    # The client's hooks: its trace of a request tells when a connection was made.
-
-    def _on_request(self, request: Any) -> None:
-        self._check()
-        request.extensions["trace"] = self._on_event
-
-    async def _on_request_async(self, request: Any) -> None:
-        self._check()
-        request.extensions["trace"] = self._on_event_async
-
-    def _on_event(self, event: str, info: Mapping[str, Any]) -> None:
-        if event != "connection.connect_tcp.complete":
-            return
-        made = info["return_value"].get_extra_info("socket")
+    def _connected(self, made: Any) -> None:
         with self._guard:
             self._sockets = [one for one in self._sockets if one.fileno() != -1]
             self._sockets.append(made)
         self._check()
-
-    async def _on_event_async(self, event: str, info: Mapping[str, Any]) -> None:
-        self._on_event(event, info)
 
     def _check(self) -> None:
         if self._aborted:

@@ -9,18 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import json
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+
+from pydantic_core import from_json
 
 from rfx_agent.checks import number, whole
 from rfx_agent.errors import ConfigError, SamplerError, is_control_flow
-from rfx_agent.samplers.openai.provider_errors import map_error
+from rfx_agent.samplers.openai.provider_errors import map_error, spellings
 from rfx_agent.samplers.openai.reply import MalformedReplyError
+from rfx_agent.samplers.openai.transport import TALLY, Tally, http_client
 
 if TYPE_CHECKING:
     import openai
@@ -29,6 +34,8 @@ __all__ = ["Ask", "Asking", "Clients", "Reply", "adrive", "drive", "model_name"]
 
 T = TypeVar("T")
 _MOST_THREADS = 16
+_KEY_LENGTH = 8  # shorter ones are placeholders such as "EMPTY", which an answer may hold
+_LARGE = 64 * 2**10  # bytes of a body that takes more than about 1 ms to read
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +46,26 @@ class Reply:
         data: the decoded body.
         calls: HTTP requests that it took.
         error: the failure, its provider's exception chained; or None.
+        lost: of the calls, those that the server may have worked on and that brought nothing.
     """
 
     data: Any
     calls: int
     error: SamplerError | None = None
+    lost: int = 0
 
     @classmethod
-    def failed(cls, error: Exception, *, calls: int | None = None) -> Self:
-        """A reply that is an error; ``calls`` where the error cannot tell."""
+    def failed(cls, error: Exception, *, calls: int | None = None, lost: int | None = None) -> Self:
+        """A reply that is an error; ``calls`` and ``lost`` where the error cannot tell."""
         mapped = map_error(error)
         if mapped is not error:
             mapped.__cause__ = error
         if calls is not None:
             mapped.calls = calls
-        return cls(None, mapped.calls, mapped)
+        if lost is None:  # nobody counted: a request without a status may have been worked on
+            lost = mapped.calls if mapped.status is None else 0
+        mapped.lost = lost
+        return cls(None, mapped.calls, mapped, lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +93,69 @@ def drive(flow: Asking[T], *, most: int = _MOST_THREADS) -> T:
 
 async def adrive(flow: Asking[T], *, most: int | None = None) -> T:
     """The same, without blocking the event loop; None for no limit."""
+    got: Sequence[_Raw | Reply] | None = None
+    while True:
+        # Long tables take a while to read: in one thread, because several would hold the interpreter's lock in turn.
+        heavy = any(isinstance(one, _Raw) and len(one.body) > _LARGE for one in got or ())
+        ended, value = await asyncio.to_thread(_advanced_aside, flow, got) if heavy else _advanced(flow, got)
+        if ended:
+            result: T = value
+            return result
+        gate = contextlib.nullcontext() if most is None else asyncio.Semaphore(most)
+        got = await asyncio.gather(*(_asend(ask, gate) for ask in value))
+
+
+def _advanced(flow: Asking[T], got: Sequence[_Raw | Reply] | None) -> tuple[bool, Any]:
+    """Whether the flow has ended, and its result or what it asks next."""
     try:
-        asks = next(flow)
-        while True:
-            gate = contextlib.nullcontext() if most is None else asyncio.Semaphore(most)
-            asks = flow.send(await asyncio.gather(*(_asend(ask, gate) for ask in asks)))
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
+        if got is None:
+            return False, next(flow)
+        return False, flow.send([one.read() if isinstance(one, _Raw) else one for one in got])
+    except StopIteration as stop:  # which no thread can hand over
+        return True, stop.value
+
+
+def _advanced_aside(flow: Asking[T], got: Sequence[_Raw | Reply] | None) -> tuple[bool, Any]:
+    """The same in a thread, without the garbage collector.
+
+    A table's tens of thousands of short-lived dicts would have it go through the whole process, which holds the
+    interpreter's lock, and so the event loop, for 100 ms and more.
+    """
+    with _collector_paused():
+        return _advanced(flow, got)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    with _PAUSES.lock:
+        _PAUSES.open += 1
+        if _PAUSES.open == 1 and gc.isenabled():
+            gc.disable()
+            _PAUSES.ours = True
+    try:
+        yield
+    finally:
+        with _PAUSES.lock:
+            _PAUSES.open -= 1
+            if not _PAUSES.open:
+                _PAUSES.end()
+
+
+@dataclass(slots=True)
+class _Pauses:
+    """How many threads read a table now, and whether it was us who switched the collector off."""
+
+    lock: Any = field(default_factory=threading.Lock)
+    open: int = 0
+    ours: bool = False
+
+    def end(self) -> None:
+        if self.ours:
+            self.ours = False
+            gc.enable()
+
+
+_PAUSES = _Pauses()
 
 
 def _send_all(asks: Sequence[Ask], most: int) -> list[Reply]:
@@ -103,34 +170,63 @@ def _send_all(asks: Sequence[Ask], most: int) -> list[Reply]:
 
 
 def _send(ask: Ask) -> Reply:
+    TALLY.set(tally := Tally())
     try:
-        return _read(ask.call(ask.clients.sync()))
+        return _Raw.of(ask.call(ask.clients.sync()), ask.clients, tally).read()
     except Exception as error:  # noqa: BLE001  # the ports raise SamplerError only; see _failed
-        return _failed(error)
+        return _failed(error, tally)
+    finally:
+        TALLY.set(None)
 
 
-async def _asend(ask: Ask, gate: contextlib.AbstractAsyncContextManager[Any]) -> Reply:
+async def _asend(ask: Ask, gate: contextlib.AbstractAsyncContextManager[Any]) -> _Raw | Reply:
     async with gate:
+        TALLY.set(tally := Tally())  # each runs as a task, in a context of its own
         try:
-            return _read(await ask.call(ask.clients.of_loop()))
+            return _Raw.of(await ask.call(ask.clients.of_loop()), ask.clients, tally)
         except Exception as error:  # noqa: BLE001  # the ports raise SamplerError only; see _failed
-            return _failed(error)
+            return _failed(error, tally)
 
 
-def _read(raw: Any) -> Reply:
-    calls = int(getattr(raw, "retries_taken", 0)) + 1
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """A body that came back, not read yet."""
+
+    body: bytes
+    calls: int
+    lost: int
+    secrets: tuple[str, ...]
+
+    @classmethod
+    def of(cls, raw: Any, clients: Clients, tally: Tally) -> Self:
+        calls = int(getattr(raw, "retries_taken", 0)) + 1
+        # A client that was given counts nothing; then every retry may have been for an answer that was lost.
+        lost = tally.lost if tally.sent else calls - 1
+        return cls(raw.http_response.content, calls, lost, clients.secrets())
+
+    def read(self) -> Reply:
+        body = self.body
+        for secret in self.secrets:  # a server may quote its key back in any field
+            body = body.replace(secret.encode(), b"[key]")
+        try:
+            return Reply(_decoded(body), self.calls, lost=self.lost)
+        except (ValueError, RecursionError) as error:
+            broken = MalformedReplyError(f"the body is not JSON: {error}")
+            broken.__cause__ = error
+            return Reply.failed(broken, calls=self.calls, lost=self.lost + 1)
+
+
+def _decoded(body: bytes) -> Any:
     try:
-        return Reply(json.loads(raw.http_response.content), calls)
-    except (ValueError, RecursionError) as error:
-        broken = MalformedReplyError(f"the body is not JSON: {error}")
-        broken.__cause__ = error
-        return Reply.failed(broken, calls=calls)
+        return from_json(body)  # half as long as ``json``, which holds the interpreter's lock all the time
+    except ValueError:
+        return json.loads(body)  # and takes more, such as half of a surrogate pair
 
 
-def _failed(error: Exception) -> Reply:
+def _failed(error: Exception, tally: Tally) -> Reply:
     if is_control_flow(error) or isinstance(error, ConfigError):
         raise error
-    return Reply.failed(error)
+    return Reply.failed(error, lost=tally.lost if tally.sent else None)
 
 
 class Clients:
@@ -140,11 +236,11 @@ class Clients:
         name: of the backend, for messages.
         base_url: the server; by default ``OPENAI_BASE_URL``, else OpenAI itself.
         api_key: by default ``OPENAI_API_KEY``; a server given by URL is called with a placeholder without either.
-        timeout: seconds of silence, per attempt.
+        timeout: seconds of silence, per attempt; a body may take as long again once it has begun.
         max_retries: transport retries of the SDK.
         client: an ``openai.OpenAI`` to use instead; it is not closed here.
         async_client: an ``openai.AsyncOpenAI`` likewise.
-        more: given whether the client is async, further arguments to make it with.
+        http: given whether the client is async and how long a body may take, the HTTP client to make it with.
 
     Raises:
         ConfigError: a parameter that cannot work.
@@ -160,7 +256,7 @@ class Clients:
         max_retries: int,
         client: openai.OpenAI | None = None,
         async_client: openai.AsyncOpenAI | None = None,
-        more: Callable[[bool], dict[str, Any]] | None = None,
+        http: Callable[[bool, float], Any] | None = None,
     ) -> None:
         own = client is None and async_client is None
         if not own and (base_url is not None or api_key is not None):
@@ -177,13 +273,26 @@ class Clients:
         self._api_key = api_key
         self._timeout = number(f"{name}: timeout", timeout, above=0)
         self._max_retries = whole(f"{name}: max_retries", max_retries)
-        self._more = more
+        self._http = http or (lambda asynchronous, seconds: http_client(asynchronous=asynchronous, seconds=seconds))
         self._own = own
         self._client = client
         self._async_client = async_client
         self._loops: dict[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = {}
         self._lock = threading.Lock()
         self._closed = False
+        _ALL.add(self)
+
+    def secrets(self) -> tuple[str, ...]:
+        """The keys that its requests carry, as a server may spell them."""
+        keys = {self._key()} if self._own else {getattr(c, "api_key", None) for c in (self._client, self._async_client)}
+        return tuple(one for key in keys if isinstance(key, str) for one in spellings(key, least=_KEY_LENGTH))
+
+    def forked(self) -> None:
+        """Forget the connections that the parent of this process uses; they are not closed, because they are its."""
+        self._lock = threading.Lock()
+        self._loops = {}
+        if self._own:
+            self._client = None
 
     @property
     def sync_only(self) -> bool:
@@ -247,13 +356,30 @@ class Clients:
             raise SamplerError(f"{self.name!r} is closed; make a new one")
 
     def _settings(self, *, asynchronous: bool) -> dict[str, Any]:
-        settings = {
+        return {
             "base_url": self.base_url,
-            "api_key": self._api_key or os.environ.get("OPENAI_API_KEY") or "unused",
+            "api_key": self._key() or "unused",
             "timeout": self._timeout,
             "max_retries": self._max_retries,
+            "http_client": self._http(asynchronous, self._timeout),
         }
-        return settings | (self._more(asynchronous) if self._more else {})
+
+    def _key(self) -> str | None:
+        return self._api_key or os.environ.get("OPENAI_API_KEY")
+
+
+_ALL: weakref.WeakSet[Clients] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    _PAUSES.lock, _PAUSES.open = threading.Lock(), 0  # the threads that read are the parent's
+    _PAUSES.end()
+    for clients in list(_ALL):
+        clients.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def model_name(model: Any) -> str:

@@ -33,6 +33,9 @@ _EFFECTS = {
 }
 
 
+_LOST = "an answer was lost on its way: it is charged as if it had used its whole cap"
+
+
 @dataclass(slots=True)
 class Traits:
     """What is known of a server; learned from its answers and kept for its sampler's life.
@@ -71,7 +74,7 @@ def sample_flow(
         replies = yield [Ask(clients, _chat(body)) for body in bodies]
         refused: list[range] = []
         for part, body, reply in zip(parts, bodies, replies, strict=True):
-            harvest.calls += reply.calls
+            harvest.count(part, reply)
             parameter = _refused(body, reply)
             if parameter is None:
                 short += harvest.take(part, reply)
@@ -125,11 +128,14 @@ def _asks_logprobs(request: SampleRequest, traits: Traits) -> bool:
 def _refused(body: Mapping[str, Any], reply: Reply) -> str | None:
     """The parameter of ``body`` that the server does not take, where its answer names one."""
     error = reply.error
-    if error is None or error.status not in REFUSALS:
+    if error is None:
         return None
     cause = error.__cause__
-    said = f"'{getattr(cause, 'param', '')}' {getattr(cause, 'code', '')} {cause}"
-    return refused_parameter(body, said)
+    under_200 = error.status is None and isinstance(cause, MalformedReplyError)
+    if error.status not in REFUSALS and not under_200:
+        return None
+    said = f"'{getattr(cause, 'param', '')}' {getattr(cause, 'code', '')} {cause} {error}"
+    return refused_parameter(body, said, strict=under_200)
 
 
 class _Harvest:
@@ -140,11 +146,21 @@ class _Harvest:
         self.traits = traits
         self.name = name
         self.calls = 0
+        self.lost = 0  # draws of tries that the server may have worked on, and that brought nothing
         self.usage = Usage()
         self.rollouts: list[tuple[int, Rollout]] = []
         self.error: SamplerError | None = None
         self.notes: Counter[str] = Counter()
         self.flaws: dict[str, list[int]] = {}  # a note on a draw, and the draws that it is true of
+
+    def count(self, draws: range, reply: Reply) -> None:
+        """Count the requests that ``reply`` took; those that were lost as if they had used their whole cap."""
+        self.calls += reply.calls
+        self.lost += reply.lost * len(draws)
+        if reply.lost:
+            prompt = estimate_tokens(json.dumps(self.request.messages, default=str))
+            self.usage += Usage(prompt * reply.lost, self.request.max_tokens * len(draws) * reply.lost)
+            self.notes[_LOST] += reply.lost
 
     def take(self, draws: range, reply: Reply) -> range:
         """Keep what ``reply`` holds for ``draws``; returns the draws that it is short of."""
@@ -153,6 +169,7 @@ class _Harvest:
             choices = [] if reply.error else read_choices(reply.data, request.prefix or "")
         except MalformedReplyError as error:
             reply = Reply.failed(error, calls=reply.calls)
+            self.count(draws, Reply(None, 0, lost=1))
         if reply.error:
             self.error = reply.error
             return draws if isinstance(reply.error.__cause__, MalformedReplyError) else range(0)
@@ -187,7 +204,7 @@ class _Harvest:
     def result(self) -> SampleResult:
         if not self.rollouts:
             error = self.error or SamplerError(f"{self.name!r} returned no choice, twice", transient=True)
-            error.calls = self.calls
+            error.calls, error.lost = self.calls, -(-self.lost // self.request.n)
             raise error
         self.rollouts.sort(key=lambda drawn: drawn[0])
         usage = self.usage + Usage(calls=self.calls)

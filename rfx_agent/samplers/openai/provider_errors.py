@@ -6,12 +6,17 @@ SDK) is mapped by its nearest listed base, and a test fails until it is listed.
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
 
 from rfx_agent.errors import SamplerError, SamplerTimeout
+from rfx_agent.fence import visible
 
-__all__ = ["map_error", "redact"]
+__all__ = ["map_error", "redact", "spellings", "words_of"]
 
 _Kind: TypeAlias = Literal["timeout", "transient", "permanent", "status"]
 
@@ -64,6 +69,20 @@ _UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "Unsupport
 _KEY_HEADERS = ("authorization", "api-key", "x-api-key")
 _KEY = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]{4,}|\bsk-[\w-]{8,}")
 _LIMIT = 300
+_DEPTH = 5  # of an error's envelope
+_SAYS = (
+    "message",
+    "msg",
+    "error",
+    "detail",
+    "details",
+    "errors",
+    "error_message",
+    "error_description",
+    "reason",
+    "title",
+)
+_TAG = re.compile(r"<[^<>]*>")
 
 
 def map_error(error: BaseException) -> SamplerError:
@@ -76,6 +95,7 @@ def map_error(error: BaseException) -> SamplerError:
     if isinstance(error, SamplerError):
         return error
     secrets = _secrets(error)
+    words = redact(words_of(getattr(error, "body", None)), secrets)
     _scrub(error, secrets)
     status = getattr(error, "status_code", None)
     status = status if isinstance(status, int) else None
@@ -85,8 +105,10 @@ def map_error(error: BaseException) -> SamplerError:
         code = getattr(error, "code", None)
         transient = (status is None or status in _TRANSIENT_STATUS or status >= 500) and code not in _PERMANENT_CODES
     said = redact(str(error) or "no message", secrets)
+    if words and words not in said:
+        said = f"{said}: {words}"
     cause = f": {type(error.__cause__).__name__}" if error.__cause__ is not None else ""
-    message = f"{type(error).__name__}: {said[:_LIMIT]}{cause}"
+    message = f"{type(error).__name__}: {visible(said[: 2 * _LIMIT])[:_LIMIT]}{cause}"
     make = SamplerTimeout if kind == "timeout" else SamplerError
     return make(message, status=status, transient=transient, calls=_calls(error))
 
@@ -96,6 +118,37 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     for secret in secrets:
         text = text.replace(secret, "[key]")
     return _KEY.sub("[key]", text)
+
+
+def words_of(body: Any, depth: int = 0) -> str:
+    """What a server says in an error's body, in whichever envelope, shortened.
+
+    Example:
+        >>> words_of({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]})
+        "Extra inputs are not permitted ('body.seed')"
+    """
+    if isinstance(body, str):
+        text = _TAG.sub(" ", body[:4_000]) if body.lstrip().startswith("<") else body[:4_000]
+        return " ".join(text.split())[:_LIMIT]
+    if depth > _DEPTH:
+        return ""
+    if isinstance(body, (list, tuple)):
+        return "; ".join(said for one in body[:3] if (said := words_of(one, depth + 1)))[:_LIMIT]
+    if not isinstance(body, Mapping):
+        return ""
+    said = next((said for key in _SAYS if (said := words_of(body.get(key), depth + 1))), "")
+    where = body.get("param", body.get("loc"))
+    place = ".".join(map(str, where)) if isinstance(where, (list, tuple)) else where
+    named = isinstance(place, str) and place and place not in said
+    return f"{said} ({place[:80]!r})" if said and named else said
+
+
+def spellings(key: str, *, least: int) -> tuple[str, ...]:
+    """``key`` as it may stand in a text: as it is, in JSON, in a URL, in base64. None of a key below ``least``."""
+    if len(key) < least:
+        return ()
+    coded = base64.b64encode(key.encode(errors="replace")).decode().rstrip("=")
+    return tuple(dict.fromkeys((key, json.dumps(key)[1:-1], quote(key, safe=""), coded)))
 
 
 def _kind(error: BaseException) -> _Kind:
@@ -120,11 +173,11 @@ def _secrets(error: BaseException) -> tuple[str, ...]:
     headers = getattr(_request(error), "headers", None) or {}
     values = (headers.get(name) for name in _KEY_HEADERS)
     keys = (value.split(" ")[-1] for value in values if value)
-    return tuple(key for key in keys if len(key) >= 4)
+    return tuple(one for key in keys for one in spellings(key, least=4))
 
 
 def _scrub(error: BaseException, secrets: tuple[str, ...]) -> None:
-    if not any(secret in str(error) or secret in repr(error) for secret in secrets):
+    if not any(secret in f"{error} {error!r} {getattr(error, 'body', '')}" for secret in secrets):
         return
     error.args = tuple(redact(arg, secrets) if isinstance(arg, str) else arg for arg in error.args)
     for name in ("message", "body"):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from rfx_agent.fence import visible
 from rfx_agent.records import Rollout, Usage
 from rfx_agent.samplers.openai.rows import covered, read_ids, read_table
 from rfx_agent.samplers.usage import estimate_tokens
@@ -27,6 +28,7 @@ UsageOf: TypeAlias = Literal["request", "choice"]
 
 # More text per reported token than any tokenizer gives: the count is of one choice only.
 _IMPLAUSIBLE_CHARS = 9
+_MOST_NAME = 200  # characters of an id or a reason of a server's, which stand in checkpoints
 
 
 class MalformedReplyError(ValueError):
@@ -41,10 +43,11 @@ class Choice:
         text: what the model wrote after any prefix: its content, else its refusal, else "" (a tool call,
             nothing at all).
         index: the server's index of it.
-        finish_reason: the server's, or None.
+        finish_reason: the server's, or None where it is no text.
         entries: per token ``{"token", "logprob", "top_logprobs", ...}``, or None where the server gave none.
         token_ids: ids of the tokens generated, where the server gives them (vLLM's ``return_token_ids``).
         prompt_ids: ids of the tokens read, likewise.
+        flaw: why the entries that the server gave cannot be read, or "".
     """
 
     text: str
@@ -53,6 +56,7 @@ class Choice:
     entries: Sequence[Mapping[str, Any]] | None
     token_ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
+    flaw: str = ""
 
 
 def read_choices(reply: Any, prefix: str = "") -> list[Choice]:
@@ -82,11 +86,12 @@ def _read(choice: Any, at: int, prefix: str, prompt_ids: tuple[int, ...] | None)
         raise MalformedReplyError(f"choice {at} has no message")
     index = choice.get("index")
     logprobs = choice.get("logprobs")
-    entries = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+    entries = logprobs.get("content") if isinstance(logprobs, Mapping) else logprobs
+    flaw = ""
     if entries is not None and not (
         isinstance(entries, list) and all(isinstance(e, Mapping) and "token" in e for e in entries)
     ):
-        raise MalformedReplyError(f"choice {at} has log-probabilities of an unknown shape")
+        entries, flaw = None, "log-probabilities are of an unknown shape"
     text, refused = _text(message.get("content")), _text(message.get("refusal"))
     text = text or refused
     # llama.cpp repeats the prefix in the content, others do not. Tokens are only of what was generated: where
@@ -96,11 +101,17 @@ def _read(choice: Any, at: int, prefix: str, prompt_ids: tuple[int, ...] | None)
     return Choice(
         text=text,
         index=index if isinstance(index, int) else at,
-        finish_reason="refusal" if refused else choice.get("finish_reason"),
+        finish_reason="refusal" if refused else _clipped(choice.get("finish_reason")),
         entries=entries or None,
         token_ids=read_ids(choice.get("token_ids")),
         prompt_ids=prompt_ids or None,
+        flaw=flaw,
     )
+
+
+def _clipped(value: Any) -> str | None:
+    """A name that a server gives; None where it is no text."""
+    return visible(value[:_MOST_NAME], keep="") if isinstance(value, str) else None
 
 
 def _text(content: Any) -> str:
@@ -146,7 +157,7 @@ def _is_of_one(choices: Sequence[Choice], reported: int, max_tokens: int) -> boo
 
 
 def to_rollout(
-    choice: Choice, *, response_id: str | None, prefix: str, temperature: float | None, usage: Usage, want: bool
+    choice: Choice, *, response_id: Any, prefix: str, temperature: float | None, usage: Usage, want: bool
 ) -> tuple[Rollout, str]:
     """The choice as a rollout, and a note where log-probabilities that were wanted cannot be used.
 
@@ -156,13 +167,14 @@ def to_rollout(
     tokens than the choice, is dropped.
     """
     tokens, table, note = read_table(choice.text, choice.entries, choice.token_ids) if want else (None, None, "")
+    name = _clipped(response_id)
     return Rollout(
         text=prefix + choice.text,
-        response_id=f"{response_id}:{choice.index}" if response_id else None,
+        response_id=f"{name}:{choice.index}" if name else None,
         temperature=temperature,
         finish_reason=choice.finish_reason,
         usage=usage,
         prompt_ids=choice.prompt_ids,
         tokens=tokens,
         logprobs=table,
-    ), note
+    ), choice.flaw if choice.flaw and want else note

@@ -16,6 +16,8 @@ from rfx_agent.evidence.tables import TopLogprobs
 __all__ = ["covered", "read_ids", "read_table"]
 
 T = TypeVar("T")
+_SPLIT = re.compile("[\ufffd]|[^\x00-\x7f]")
+_SURE = 200  # characters at the beginning that are compared
 _PLACEHOLDER = re.compile(r"token_id:(\d{1,15})\Z")
 
 
@@ -44,6 +46,9 @@ def read_table(
     if known is not None and (note := _disagreement(entries, known)):
         return tokens, None, note
     told = covered(entries)
+    if known is None and _more(told, text):
+        part = f"{len(told)} characters, of which {len(text)} are the text"
+        return None, None, f"log-probabilities cover {part}: they begin before it"
     if len(told.strip()) < len(text.strip()):
         if known is None:
             part = f"{len(told)} of {len(text)} characters"
@@ -54,6 +59,15 @@ def read_table(
     except FeatureError as error:
         return tokens, None, f"log-probabilities break their contract: {error}"
     return tokens, table, "" if tokens else "the tokens' texts do not join to the text: junctions have no offset in it"
+
+
+def _more(told: str, text: str) -> bool:
+    """Whether ``told`` has something before ``text``, such as what the model thought, which the text leaves out."""
+    if len(told.strip()) <= len(text.strip()):
+        return False
+    # Parts of a character show as U+FFFD, in either.
+    begins, whole = (_SPLIT.split(x.strip(), maxsplit=1)[0][:_SURE] for x in (told, text))
+    return not begins.startswith(whole[: len(begins)])
 
 
 def _joined(tokens: Sequence[str], text: str) -> tuple[str, ...] | None:

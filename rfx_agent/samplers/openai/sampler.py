@@ -14,6 +14,7 @@ from rfx_agent.records import SampleRequest, SampleResult
 from rfx_agent.samplers.openai.clients import Asking, Clients, adrive, drive, model_name
 from rfx_agent.samplers.openai.flow import Traits, sample_flow
 from rfx_agent.samplers.openai.reply import UsageOf
+from rfx_agent.samplers.openai.transport import http_client
 
 if TYPE_CHECKING:
     import openai
@@ -46,7 +47,8 @@ class OpenAISampler(AsyncClosing, Sampler):
         async_client: an ``openai.AsyncOpenAI`` likewise, for ``asample``; it must be used from one event loop
             only.
         top_logprobs: alternatives asked per token, 0 to 100 (OpenAI's limit is 20), or None to ask for none.
-        timeout: seconds that the server may stay silent, per attempt.
+        timeout: seconds that the server may stay silent, per attempt; a body may take as long again once it has
+            begun, and 64 MiB.
         max_retries: transport retries of the SDK after a transient failure; each counts in ``Usage.calls``. The SDK
             waits before each as the server's ``Retry-After`` says, up to 120 s, and else 0.5 to 8 s; where the
             server wants more than 120 s it does not retry.
@@ -98,7 +100,7 @@ class OpenAISampler(AsyncClosing, Sampler):
             max_retries=max_retries,
             client=client,
             async_client=async_client,
-            more=lambda asynchronous: self._settings(asynchronous=asynchronous),
+            http=lambda asynchronous, seconds: self._http_client(asynchronous=asynchronous, seconds=seconds),
         )
         if top_logprobs is not None:
             whole(f"{name}: top_logprobs", top_logprobs, most=100)
@@ -128,7 +130,7 @@ class OpenAISampler(AsyncClosing, Sampler):
 
         Not in it, and counted in ``Usage.calls`` all the same: requests that the server refuses for one of the five
         parameters that are then left out, of which each request under way meets each at most once in the sampler's
-        life (a refusal with a status from 500 on is retried first); and redirects, which no one counts.
+        life (a refusal with a status from 500 on is retried first). Redirects are not followed.
         """
         return 2 * (1 + self._clients.max_retries)
 
@@ -165,6 +167,6 @@ class OpenAISampler(AsyncClosing, Sampler):
         extra = {**self._extra_body, **(self._prefix_body if request.prefix else {})}
         return sample_flow(request, clients=self._clients, model=self.model, extra_body=extra, traits=self._traits)
 
-    def _settings(self, *, asynchronous: bool) -> dict[str, Any]:
-        """Further arguments of the SDK's clients, for a subclass to give."""
-        return {}
+    def _http_client(self, *, asynchronous: bool, seconds: float) -> Any:
+        """The SDK's HTTP client, for a subclass to change."""
+        return http_client(asynchronous=asynchronous, seconds=seconds)

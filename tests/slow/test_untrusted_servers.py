@@ -1,0 +1,297 @@
+"""The OpenAI sampler against servers that are broken, that lie, or that want what is not theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import openai
+import pytest
+from servers import Answer, ChatServer, choice, completion, entry
+
+from rfx_agent import OpenAISampler, Recovery, RetryBudget, SampleRequest
+from rfx_agent.codec import dump
+from rfx_agent.errors import SamplerError
+from rfx_agent.records import SampleResult, Usage
+from rfx_agent.samplers.openai.provider_errors import words_of
+from rfx_agent.testing import ScriptedVerifier
+
+KEY = "rk-0123456789/abcdef+xyz"
+PROMPT = ({"role": "user", "content": "What is 3 + 4?"},)
+both = pytest.mark.parametrize("how", ["sync", "async"])
+
+
+def asked(sampler: OpenAISampler, how: str, **request: Any) -> SampleResult:
+    wanted = SampleRequest(PROMPT, **({"max_tokens": 20} | request))
+    return sampler.sample(wanted) if how == "sync" else asyncio.run(sampler.asample(wanted))
+
+
+def of(server: ChatServer, **options: Any) -> OpenAISampler:
+    return OpenAISampler("fake", **({"base_url": server.base_url, "api_key": KEY, "max_retries": 0} | options))
+
+
+REFUSED = "temperature is not supported by this model"
+ENVELOPES = {
+    "openai": {"error": {"message": REFUSED, "param": "temperature"}},
+    "a list": [{"error": {"code": 400, "message": REFUSED, "status": "INVALID_ARGUMENT"}}],
+    "detail": {"detail": REFUSED},
+    "detail of fastapi": {
+        "detail": [{"type": "extra_forbidden", "loc": ["body", "temperature"], "msg": "Extra inputs are not permitted"}]
+    },
+    "detail.error": {"detail": {"error": {"message": REFUSED}}},
+    "error is text": {"error": REFUSED},
+    "message": {"message": REFUSED, "type": "invalid_request"},
+    "errors": {"errors": [{"message": REFUSED}]},
+    "text": REFUSED.encode(),
+    "html": f"<html><body><h1>Bad</h1><p>{REFUSED}</p></body></html>".encode(),
+}
+
+
+@both
+@pytest.mark.parametrize("body", ENVELOPES.values(), ids=list(ENVELOPES))
+def test_a_refused_parameter_is_left_out_whatever_the_envelope(body: Any, how: str) -> None:
+    def reply(sent: dict[str, Any], _: int) -> Answer:
+        return Answer(400, body) if "temperature" in sent else Answer(body=completion(choice("7")))
+
+    with ChatServer(reply) as server:
+        made = asked(of(server), how)
+    assert [x.text for x in made.rollouts] == ["7"]
+    assert len(server.bodies) == 2
+    assert any("temperature" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("body", [*ENVELOPES.values(), {"a": {"b": 1}}, [], 7, None, "x" * 10_000], ids=repr)
+def test_the_words_of_an_error_are_the_servers_and_short(body: Any) -> None:
+    said = words_of(body if not isinstance(body, bytes) else body.decode())
+    assert len(said) <= 400
+    assert "<" not in said
+
+
+@both
+def test_a_key_that_is_echoed_reaches_nobody(how: str) -> None:
+    spelled = [KEY, json.dumps(KEY)[1:-1], "rk-0123456789%2Fabcdef%2Bxyz", "cmstMDEyMzQ1Njc4OS9hYmNkZWYreHl6"]
+    bodies = [
+        Answer(401, f"no such key: {' or '.join(spelled)}".encode()),
+        Answer(401, {"detail": {"error": " or ".join(spelled)}}),
+        Answer(200, {"error": {"message": " or ".join(spelled)}}),
+        Answer(200, completion(choice(f"your key is {KEY}", finish_reason=KEY), name=KEY)),
+    ]
+    for answer in bodies:
+        events: list[Any] = []
+        with ChatServer(lambda *_, answer=answer: answer) as server:
+            sampler = of(server)
+            recovery = Recovery(sampler, ScriptedVerifier(["7"]), budget=RetryBudget(samples=2), on_event=events.append)
+            case = recovery.run("3 + 4?") if how == "sync" else asyncio.run(recovery.arun("3 + 4?"))
+            told = json.dumps(dump(case)) + repr(events)
+            try:
+                asked(sampler, how)
+            except SamplerError as error:
+                told += f"{error!r} {error.__cause__!r} {vars(error.__cause__)}"
+        assert not [text for text in spelled[:3] if text in told], answer
+        assert spelled[3].rstrip("=") not in told
+
+
+@both
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_no_redirect_is_followed(status: int, how: str) -> None:
+    with (
+        ChatServer(lambda *_: Answer(body=completion(choice("7")))) as other,
+        ChatServer(lambda *_: Answer(status, {}, {"Location": f"{other.base_url}/chat/completions"})) as server,
+        pytest.raises(SamplerError, match=str(status)) as raised,
+    ):
+        asked(of(server), how)
+    assert (len(server.bodies), len(other.bodies)) == (1, 0)
+    assert raised.value.calls == 1
+
+
+@both
+def test_a_body_that_drips_ends_in_time(how: str) -> None:
+    with ChatServer(lambda *_: Answer(body=completion(choice("7")), pause=0.05)) as server:
+        before = time.monotonic()
+        with pytest.raises(SamplerError):
+            asked(of(server, timeout=0.4), how)
+    assert time.monotonic() - before < 3
+
+
+@both
+def test_a_body_that_is_too_large_is_not_read_to_its_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rfx_agent.samplers.openai.transport._MOST_BYTES", 2**20)
+    large = json.dumps(completion(choice("x" * 2**21))).encode()
+    packed = {"Content-Encoding": "gzip"}
+    for answer in (Answer(body=large), Answer(body=gzip.compress(large), headers=packed)):
+        with ChatServer(lambda *_, answer=answer: answer) as server, pytest.raises(SamplerError, match="larger than"):
+            asked(of(server), how)
+
+
+@both
+def test_a_compressed_body_is_read(how: str) -> None:
+    body = gzip.compress(json.dumps(completion(choice("7"))).encode())
+    with ChatServer(lambda *_: Answer(body=body, headers={"Content-Encoding": "gzip"})) as server:
+        assert asked(of(server), how).rollouts[0].text == "7"
+
+
+@both
+def test_each_try_that_was_lost_is_charged(how: str) -> None:
+    def reply(_: dict[str, Any], i: int) -> Answer:
+        return Answer(body=completion(choice("it is 7")), delay=0.6 if i < 2 else 0.0)
+
+    with ChatServer(reply) as server:
+        made = asked(of(server, timeout=0.2, max_retries=2), how)
+    assert len(server.bodies) == 3
+    assert made.usage.calls == 3
+    assert made.usage.completion_tokens == 3 + 2 * 20  # what came, and the cap of each of the two that did not
+    assert any("lost on its way" in note for note in made.notes)
+
+
+@both
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_status_that_did_no_work_costs_nothing(status: int, how: str) -> None:
+    def reply(_: dict[str, Any], i: int) -> Answer:
+        return Answer(status, {}, {"Retry-After": "0"}) if i < 2 else Answer(body=completion(choice("it is 7")))
+
+    with ChatServer(reply) as server:
+        made = asked(of(server, max_retries=2), how)
+    assert made.usage == Usage(7, 3, 3)
+
+
+@both
+def test_a_lost_try_is_charged_where_the_last_one_was_refused(how: str) -> None:
+    def reply(_: dict[str, Any], i: int) -> Answer:
+        return Answer(503, {}, {"Retry-After": "0"}) if i == 2 else Answer(body=completion(choice("7")), cut=10)
+
+    with ChatServer(reply) as server:
+        recovery = Recovery(of(server, max_retries=2), ScriptedVerifier(["7"]), budget=RetryBudget(samples=1))
+        case = recovery.run("3 + 4?") if how == "sync" else asyncio.run(recovery.arun("3 + 4?"))
+    assert len(server.bodies) == 3
+    assert case.ledger.spent.calls == 3
+    assert case.ledger.spent.tokens >= 2 * recovery.max_tokens
+
+
+@both
+@pytest.mark.parametrize(
+    "logprobs",
+    [{"content": [entry("7", [("7", -0.1)]), None]}, {"content": [{"logprob": -1}]}, {"content": "text"}, [7], "text"],
+    ids=repr,
+)
+def test_an_unreadable_table_costs_the_table_and_not_the_answer(logprobs: Any, how: str) -> None:
+    made = choice("7") | {"logprobs": logprobs}
+    with ChatServer(lambda *_: Answer(body=completion(choice("7")) | {"choices": [made]})) as server:
+        result = asked(of(server), how, want_logprobs=True)
+    assert len(server.bodies) == 1
+    assert result.rollouts[0].text == "7"
+    assert result.rollouts[0].logprobs is None
+    assert any("log-probabilities" in note for note in result.notes)
+
+
+@both
+def test_a_table_that_covers_the_thinking_too_is_dropped(how: str) -> None:
+    words = ["Let", " me", " see", ": 3", " + 4", " is", " 7", ".", "7"]
+    entries = [entry(word, [(word, -0.5), ("other", -1.5)]) for word in words]
+    made = choice("7", entries=entries, reasoning_content="".join(words[:-1]))
+    with ChatServer(lambda *_: Answer(body=completion(made))) as server:
+        result = asked(of(server), how, want_logprobs=True)
+    assert result.rollouts[0].logprobs is None
+    assert any("begin before it" in note for note in result.notes)
+
+
+def test_a_table_with_an_end_of_turn_token_stays() -> None:
+    entries = [entry(word, [(word, -0.5), ("other", -1.5)]) for word in ("it is", " 7", "<|im_end|>")]
+    with ChatServer(lambda *_: Answer(body=completion(choice("it is 7", entries=entries)))) as server:
+        result = asked(of(server), "sync", want_logprobs=True)
+    assert result.rollouts[0].logprobs is not None
+
+
+@pytest.mark.parametrize("reason", [7, ["stop"], {"a": 1}, "x" * 100_000, "stop\x1b[31m"], ids=lambda x: repr(x)[:20])
+def test_what_a_server_names_is_short_and_plain(reason: Any) -> None:
+    with ChatServer(lambda *_: Answer(body=completion(choice("7", finish_reason=reason), name="n" * 10_000))) as server:
+        (rollout,) = asked(of(server), "sync").rollouts
+    assert len(rollout.finish_reason or "") <= 200
+    assert "\x1b" not in (rollout.finish_reason or "")
+    assert len(rollout.response_id or "") < 250
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_of_a_fork_reads_none_of_its_parents_answers() -> None:
+    def reply(body: dict[str, Any], _: int) -> Answer:
+        return Answer(body=completion(choice(body["messages"][0]["content"])))
+
+    with ChatServer(reply) as server:
+        sampler = of(server)
+        sampler.sample(SampleRequest(({"role": "user", "content": "parent"},)))
+
+        def child(name: str) -> int:
+            if (pid := os.fork()) == 0:  # what follows is the child's
+                code = 1
+                try:
+                    texts = [
+                        sampler.sample(SampleRequest(({"role": "user", "content": f"{name} {i}"},))).rollouts[0].text
+                        for i in range(20)
+                    ]
+                    code = int(texts != [f"{name} {i}" for i in range(20)])
+                finally:
+                    os._exit(code)
+            return pid
+
+        pids = [child(f"child {i}") for i in range(4)]
+        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0] * 4
+        assert sampler.sample(SampleRequest(PROMPT)).rollouts[0].text == PROMPT[0]["content"]
+
+
+def test_a_client_that_was_given_is_charged_for_its_retries() -> None:
+    def reply(_: dict[str, Any], i: int) -> Answer:
+        return Answer(body=completion(choice("it is 7")), delay=0.6 if i < 1 else 0.0)
+
+    with ChatServer(reply) as server:
+        client = openai.OpenAI(base_url=server.base_url, api_key=KEY, timeout=0.2, max_retries=1)
+        made = asked(OpenAISampler("fake", client=client), "sync")
+    assert made.usage.completion_tokens == 3 + 20
+
+
+def longest_gap(work: Callable[[], Awaitable[Any]]) -> float:
+    """The longest time in which the event loop did not come round while ``work`` was awaited."""
+    gaps: list[float] = []
+
+    async def beat() -> None:
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    async def watched() -> None:
+        beating = asyncio.create_task(beat())
+        await work()
+        beating.cancel()
+
+    asyncio.run(watched())
+    return max(gaps)
+
+
+def test_long_tables_do_not_hold_the_event_loop() -> None:
+    words = [f"w{i} " for i in range(512)]
+    others = [(f"o{k}", -9.0 - k) for k in range(19)]
+    entries = [entry(word, [(word, -0.1), *others]) for word in words]
+    body = json.dumps(completion(choice("".join(words), entries=entries))).encode()
+    with ChatServer(lambda *_: Answer(body=body)) as server:
+        sampler = of(server, max_n=1)
+        request = SampleRequest(PROMPT, 3, want_logprobs=True)
+        asyncio.run(sampler.asample(request))  # imports, connections
+
+        async def sampled() -> None:
+            made = await sampler.asample(request)
+            assert all(x.logprobs is not None for x in made.rollouts)
+
+        async def read() -> None:
+            await asyncio.sleep(0.01)
+            for _ in range(3):
+                json.loads(body)
+            await asyncio.sleep(0.01)
+
+        # Reading the tables takes several times as long as decoding the bodies does. The best run is without noise.
+        assert min(longest_gap(sampled) for _ in range(5)) < 1.5 * min(longest_gap(read) for _ in range(5))
