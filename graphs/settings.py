@@ -4,20 +4,25 @@ What only the deployment's operator decides comes from the environment:
 
     RFX_BASE_URL, RFX_MODEL   the OpenAI-compatible server and model of assistants that name none; without them, the
                               embedded model
-    RFX_BASE_URLS             further servers that assistants may name, with commas between
-    RFX_API_KEY               the key; RFX_API_KEY_<NAME> are further ones that assistants may name, never see
+    RFX_API_KEY               the key of that server, and of no other
+    RFX_BASE_URL_<NAME>       a further server that assistants may name, and RFX_API_KEY_<NAME> its key
+    RFX_BASE_URLS             further servers that ask for no key, with commas between
     RFX_STORE                 URL of a shared budget's store: runs that are killed pay for nothing twice
     RFX_TOKENS_PER_HOUR       with it, tokens that recovery may spend per hour, all assistants together
     RFX_SANDBOX               where programs run that a model writes: monty (the default), a subset of Python, or
                               bubblewrap, a CPython; one for all assistants
     RFX_SEED, RFX_MAX_TOKENS  defaults of the settings of that name
+    RFX_MOST_<SETTING>        the most that an assistant may set: of MAX_TOKENS, ATTEMPTS, SAMPLES, TOKENS, SECONDS,
+                              TOOL_SECONDS, ESCALATIONS, DEADLINE, EXTRA_SAMPLES, CONCURRENCY
 
-A server that is not listed is refused: what an assistant configures, any of its users may have written.
+A server that is not listed is refused, and a key is sent to its own server alone: what an assistant configures, any of
+its users may have written.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -56,6 +61,11 @@ def _integer(name: str, default: Any) -> Any:
         raise ConfigError(f"environment: {name} is {value!r}; give an integer") from None
 
 
+def _most(setting: str, default: int) -> int:
+    most: int = _integer(f"RFX_MOST_{setting}", default)
+    return most
+
+
 class Settings(BaseModel):
     """One assistant's settings. Anything that cannot work is a ``ConfigError``, when it is made or when it is used."""
 
@@ -70,10 +80,11 @@ class Settings(BaseModel):
         description="URL of an OpenAI-compatible server that the deployment allows; empty for its own.",
     )
     api_key_env: str = Field(
-        "RFX_API_KEY",
+        "",
         title="API key variable",
-        description="Environment variable of the deployment that holds the server's key. Never the key itself.",
-        pattern=r"^RFX_API_KEY(_[A-Z0-9_]+)?$",
+        description="Environment variable of the deployment that holds the server's key, where the server has several; "
+        "empty for the first. Never the key itself.",
+        pattern=r"^(RFX_API_KEY(_[A-Z0-9_]+)?)?$",
     )
     temperature: float = Field(0.6, title="Temperature", description="Decode temperature of draws.", ge=0, le=2)
     max_tokens: int = Field(
@@ -81,6 +92,7 @@ class Settings(BaseModel):
         title="Longest completion",
         description="Most tokens of one completion.",
         ge=1,
+        le=_most("MAX_TOKENS", 16_384),
     )
     seed: int | None = Field(
         _integer("RFX_SEED", None), title="Seed", description="Seed of the draws; empty leaves it to the server."
@@ -110,22 +122,44 @@ class Settings(BaseModel):
         title="Extra samples",
         description="Draws asked for at once when a candidate failed; empty leaves it to the policy.",
         ge=0,
-        le=64,
+        le=_most("EXTRA_SAMPLES", 64),
     )
-    concurrency: int = Field(1, title="Draws at once", description="Draws of one round.", ge=1, le=64)
+    concurrency: int = Field(
+        1, title="Draws at once", description="Draws of one round.", ge=1, le=_most("CONCURRENCY", 64)
+    )
     tool: bool = Field(
         True,
         title="Program tool",
         description="Whether the model may write a program and have it run, in Monty or in what RFX_SANDBOX names.",
     )
-    attempts: int = Field(12, title="Budget: attempts", description="Most candidate answers per step.", ge=0)
-    samples: int = Field(16, title="Budget: samples", description="Most completions per step.", ge=0)
-    tokens: int = Field(32_000, title="Budget: tokens", description="Most tokens read and written per step.", ge=0)
-    seconds: float = Field(300.0, title="Budget: seconds", description="Most seconds of work per step.", ge=0)
-    tool_seconds: float = Field(30.0, title="Budget: tool seconds", description="Most seconds in tools.", ge=0)
-    escalations: int = Field(1, title="Budget: questions to a person", description="0 asks nobody.", ge=0)
+    attempts: int = Field(
+        12, title="Budget: attempts", description="Most candidate answers per step.", ge=0, le=_most("ATTEMPTS", 256)
+    )
+    samples: int = Field(
+        16, title="Budget: samples", description="Most completions per step.", ge=0, le=_most("SAMPLES", 256)
+    )
+    tokens: int = Field(
+        32_000,
+        title="Budget: tokens",
+        description="Most tokens read and written per step.",
+        ge=0,
+        le=_most("TOKENS", 1_000_000),
+    )
+    seconds: float = Field(
+        300.0, title="Budget: seconds", description="Most seconds of work per step.", ge=0, le=_most("SECONDS", 3_600)
+    )
+    tool_seconds: float = Field(
+        30.0, title="Budget: tool seconds", description="Most seconds in tools.", ge=0, le=_most("TOOL_SECONDS", 600)
+    )
+    escalations: int = Field(
+        1, title="Budget: questions to a person", description="0 asks nobody.", ge=0, le=_most("ESCALATIONS", 16)
+    )
     deadline: float | None = Field(
-        86_400.0, title="Deadline", description="Seconds that a person has; empty waits for ever.", gt=0
+        86_400.0,
+        title="Deadline",
+        description="Seconds that a person has; empty waits for ever.",
+        gt=0,
+        le=_most("DEADLINE", 31_536_000),
     )
     default_decision: Literal["reject", "approve"] = Field(
         "reject", title="Default decision", description="What applies when nobody answered in time."
@@ -186,19 +220,34 @@ def _server(settings: Settings) -> tuple[str | None, str | None, str]:
     own, model = os.environ.get("RFX_BASE_URL"), os.environ.get("RFX_MODEL")
     if (own is None) != (model is None):
         raise ConfigError("environment: RFX_BASE_URL and RFX_MODEL go together; set both or neither")
-    listed = {_same(url) for url in (own or "", *os.environ.get("RFX_BASE_URLS", "").split(",")) if url.strip()}
     url = settings.base_url or own
-    if url is not None and _same(url) not in listed:
+    if url is None:
+        if settings.model:
+            raise ConfigError(
+                f"settings: model is {settings.model!r}, but the deployment has no server (RFX_BASE_URL); give "
+                "base_url too, or leave both empty for the embedded model"
+            )
+        return None, model, ""
+    keys = _keys(url)
+    if not keys:
         raise ConfigError(
             f"settings: base_url is {url!r}, which this deployment does not allow; name one that it does, or have its "
-            "operator add it to RFX_BASE_URLS"
+            "operator add it to RFX_BASE_URLS, or as RFX_BASE_URL_<NAME>"
         )
-    if url is None and settings.model:
+    if settings.api_key_env and settings.api_key_env not in keys:
         raise ConfigError(
-            f"settings: model is {settings.model!r}, but the deployment has no server (RFX_BASE_URL); give base_url "
-            "too, or leave both empty for the embedded model"
+            f"settings: api_key_env is {settings.api_key_env!r}, which is no key of {url!r}; leave it empty, or have "
+            f"the operator set RFX_BASE_URL{settings.api_key_env.removeprefix('RFX_API_KEY')} to that server"
         )
-    return url, settings.model or model, settings.api_key_env
+    return url, settings.model or model, settings.api_key_env or keys[0]
+
+
+def _keys(url: str) -> list[str]:
+    """The variables of the keys that belong to the server at ``url``; "" where it needs none; none is listed: []."""
+    named = [name for name in sorted(os.environ) if re.fullmatch(r"RFX_BASE_URL(_[A-Z0-9_]+)?", name)]
+    keys = [f"RFX_API_KEY{n.removeprefix('RFX_BASE_URL')}" for n in named if _same(os.environ[n]) == _same(url)]
+    free = any(_same(one) == _same(url) for one in os.environ.get("RFX_BASE_URLS", "").split(",") if one.strip())
+    return keys or ([""] if free else [])
 
 
 @cache
@@ -222,7 +271,7 @@ def _same(url: str) -> str:
     return url.strip().rstrip("/")
 
 
-@cache
+@lru_cache(maxsize=32)
 def _sampler(url: str | None, model: str | None, key: str) -> Sampler:
     if url is None or model is None:
         return LocalSampler()

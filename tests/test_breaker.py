@@ -443,7 +443,7 @@ def test_what_was_sent_before_it_opened_does_not_count_after(clock: Clock) -> No
 
 
 def test_failures_of_many_threads_are_all_counted(clock: Clock) -> None:
-    breaker = CircuitBreaker(ScriptedSampler([busy() for _ in range(400)]), failures=400)
+    breaker = CircuitBreaker(ScriptedSampler([busy() for _ in range(400)]), failures=400, share=None)
     start = threading.Barrier(8)
 
     def run() -> None:
@@ -502,3 +502,18 @@ def test_importing_it_loads_no_library() -> None:
 def test_its_repr_holds_what_it_was_made_with() -> None:
     made = CircuitBreaker(OpenAISampler("m", base_url="http://127.0.0.1/v1", api_key="sk-secret-0123"), failures=2)
     assert repr(made) == "CircuitBreaker(OpenAISampler('m', name='m'), failures=2, seconds=30)"
+
+
+def test_a_model_that_fails_every_second_time_is_left_alone(clock: Clock) -> None:
+    breaker = CircuitBreaker(ScriptedSampler([busy() if i % 2 else "7" for i in range(40)]))
+    for _ in range(10):
+        ask(breaker, REQUEST, "sync")
+        fail(breaker, "sync")
+    with pytest.raises(CircuitOpen, match="10 times in its last 20 requests"):
+        ask(breaker, REQUEST, "sync")
+
+
+@pytest.mark.parametrize(("share", "window"), [(0, 20), (1.5, 20), ("half", 20), (0.5, 1), (0.5, 2.5)])
+def test_a_share_and_a_window_that_cannot_work_are_refused(share: Any, window: Any) -> None:
+    with pytest.raises(ConfigError, match=r"CircuitBreaker: (share|window)"):
+        CircuitBreaker(ScriptedSampler(["7"]), share=share, window=window)

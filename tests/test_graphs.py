@@ -171,14 +171,37 @@ def reply(body: dict[str, Any], i: int) -> Answer:
 
 def test_the_key_goes_to_servers_that_the_operator_listed_and_to_no_other(fresh: Any) -> None:
     with ChatServer(reply) as listed, ChatServer(reply) as other:
-        s = fresh(RFX_BASE_URLS=listed.base_url, RFX_API_KEY="first", RFX_API_KEY_B="second")
-        for name, key in (("RFX_API_KEY", "first"), ("RFX_API_KEY_B", "second"), ("RFX_API_KEY_C", "none")):
+        keys = {"RFX_API_KEY": "first", "RFX_API_KEY_B": "second", "RFX_API_KEY_C": "third"}
+        own = {"RFX_BASE_URL": "http://127.0.0.1:1/v1", "RFX_MODEL": "m"}
+        s = fresh(**own, **keys, RFX_BASE_URL_B=listed.base_url, RFX_BASE_URL_C=listed.base_url)
+        for name, key in (("", "second"), ("RFX_API_KEY_B", "second"), ("RFX_API_KEY_C", "third")):
             made = s.recovery_of(s.Settings(base_url=listed.base_url + "/", model="m", api_key_env=name))
             made.run(Step.of("What is 6 times 7?", expected="42"))
             assert listed.headers[-1]["authorization"] == f"Bearer {key}"
         with pytest.raises(ConfigError, match="RFX_BASE_URLS"):
             s.recovery_of(s.Settings(base_url=other.base_url, model="m"))
+        for name in ("RFX_API_KEY", "RFX_API_KEY_D"):
+            with pytest.raises(ConfigError, match="no key of"):
+                s.recovery_of(s.Settings(base_url=listed.base_url, model="m", api_key_env=name))
         assert other.bodies == []
+
+
+def test_a_server_without_a_key_of_its_own_is_sent_none(fresh: Any) -> None:
+    with ChatServer(reply) as listed:
+        own = {"RFX_BASE_URL": "http://127.0.0.1:1/v1", "RFX_MODEL": "m", "RFX_API_KEY": "secret-of-the-other"}
+        s = fresh(**own, RFX_BASE_URLS=listed.base_url)
+        s.recovery_of(s.Settings(base_url=listed.base_url, model="m")).run(Step.of("6 times 7?", expected="42"))
+        assert listed.headers[-1]["authorization"] == "Bearer none"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "attempts", "samples", "tokens", "seconds", "deadline", "concurrency"])
+def test_the_operator_says_the_most_that_an_assistant_may_set(fresh: Any, name: str) -> None:
+    s = fresh(**{f"RFX_MOST_{name.upper()}": "40000"})
+    s.Settings(**{name: 40_000})
+    with pytest.raises(ConfigError, match=rf"settings: {name} is 40001"):
+        s.Settings(**{name: 40_001})
+    with pytest.raises(ConfigError, match=f"settings: {name} is"):
+        fresh().Settings(**{name: 10**12})
 
 
 def test_the_solver_needs_only_its_own_keys(fresh: Any) -> None:

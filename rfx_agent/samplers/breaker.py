@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Iterator
 
 from rfx_agent._closing import AsyncClosing
 from rfx_agent._extras import need
 from rfx_agent.accepted import SamplerLike, sampler_of
 from rfx_agent.checks import number, whole
-from rfx_agent.errors import CircuitOpen, SamplerError
+from rfx_agent.errors import CircuitOpen, ConfigError, SamplerError
 from rfx_agent.ports import Sampler
 from rfx_agent.records import SampleRequest, SampleResult
 from rfx_agent.samplers.openai.provider_errors import redact
@@ -28,6 +29,9 @@ class CircuitBreaker(AsyncClosing, Sampler):
     is sent. Then it is half open: one request goes through, and the others end in ``CircuitOpen`` until that one is
     answered. A success closes the breaker; a failure opens it again.
 
+    It opens too where a model fails now and again: when at least ``share`` of the last ``window`` requests were
+    transient failures.
+
     A result with any rollout is a success, whatever its notes say. A failure that is not transient (a refused
     request, a bad key) and a cancelled call say nothing of the model: they are not counted, do not end a row of
     failures, and leave a half-open breaker to the next request. Nor is counted what a request brings that was sent
@@ -37,6 +41,9 @@ class CircuitBreaker(AsyncClosing, Sampler):
         sampler: the model. Its transport's own retries are within one request: they are over before it has failed.
         failures: transient failures in a row that open the breaker, 1 or more.
         seconds: how long it then stays open, above 0.
+        share: of the last ``window`` requests, the share of transient failures that opens the breaker too, in (0, 1];
+            None for failures in a row alone.
+        window: requests that ``share`` is of, 2 or more.
         name: for records and messages; by default the sampler's.
 
     Raises:
@@ -52,11 +59,22 @@ class CircuitBreaker(AsyncClosing, Sampler):
     """
 
     def __init__(
-        self, sampler: SamplerLike, *, failures: int = 5, seconds: float = 30.0, name: str | None = None
+        self,
+        sampler: SamplerLike,
+        *,
+        failures: int = 5,
+        seconds: float = 30.0,
+        share: float | None = 0.5,
+        window: int = 20,
+        name: str | None = None,
     ) -> None:
         self._sampler = sampler_of(sampler, where="CircuitBreaker: sampler")
         self._failures = whole("CircuitBreaker: failures", failures, least=1)
         self._seconds = number("CircuitBreaker: seconds", seconds, above=0)
+        self._share = None if share is None else number("CircuitBreaker: share", share, above=0)
+        if self._share is not None and self._share > 1:
+            raise ConfigError(f"CircuitBreaker: share is {share!r}; give a share of at most 1, or None")
+        self._last: deque[bool] = deque(maxlen=whole("CircuitBreaker: window", window, least=2))
         self.name = name or self._sampler.name
         self.continues_prefix = self._sampler.continues_prefix
         self.takes_temperature = self._sampler.takes_temperature
@@ -71,6 +89,7 @@ class CircuitBreaker(AsyncClosing, Sampler):
         # Reentrant: a task that nobody waits for may be collected, and so end its request, while this thread holds it.
         self._lock = threading.RLock()
         self._openings = 0
+        self._often = ""  # why it opened, where that was the share
         self._probed = False
 
     def __repr__(self) -> str:
@@ -144,15 +163,30 @@ class CircuitBreaker(AsyncClosing, Sampler):
         again = f"it is asked again in {waits:g} s"
         when = f"one request tries it now; should that fail too, {again}" if probed else again
         times = f"{row} times in a row" if row > 1 else "once"
+        if self._often:
+            times = self._often
         raise CircuitOpen(
             f"{self.name!r} failed {times} and is left alone; {when}. The last failure: {last}", seconds=waits
         )
 
     def _count(self, failure: SamplerError | None, *, passed: bool) -> None:
         if passed:
+            self._last.append(False)
             self._states.reset()
         elif failure is not None:
+            self._last.append(True)
             # Not the failure itself: its traceback would keep a prompt and its connection alive.
-            self._states.__exit__(SamplerError, SamplerError(redact(str(failure))[:_LIMIT]), None)
+            told = SamplerError(redact(str(failure))[:_LIMIT])
+            self._states.__exit__(SamplerError, told, None)
+            self._often = ""
+            if self._states.state == "closed" and self._too_often():
+                self._often = f"{sum(self._last)} times in its last {len(self._last)} requests"
+                while self._states.state == "closed":
+                    self._states.__exit__(SamplerError, told, None)
             if self._states.state != "closed":
                 self._openings += 1
+                self._last.clear()
+
+    def _too_often(self) -> bool:
+        full = len(self._last) == self._last.maxlen
+        return full and self._share is not None and sum(self._last) >= self._share * len(self._last)

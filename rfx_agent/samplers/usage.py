@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["MOST_UNSEEN", "believed", "count", "estimate_tokens"]
+__all__ = ["HIDDEN", "MOST_READ", "MOST_UNSEEN", "believed", "count", "estimate_tokens", "has_pictures"]
 
 # Low on purpose: better to charge a budget too much than too little.
 _CHARS_PER_TOKEN = 3
 
 MOST_UNSEEN = 131_072
 """Most tokens of one call that nothing shows: hidden thinking, a tool that the provider runs, a picture."""
+
+
+MOST_READ = 2**21
+"""Most tokens of one prompt: no model reads more."""
+
+HIDDEN = ("reasoning", "audio", "image", "reasoning_tokens", "audio_tokens", "image_tokens")
+"""Where a provider counts what its text does not show."""
+
+
+def has_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a prompt has parts that are no text, which have counts of their own."""
+    parts = (part for m in messages if isinstance(content := m.get("content"), list) for part in content)
+    return any(not (isinstance(part, Mapping) and part.get("type") == "text") for part in parts)
 
 
 def estimate_tokens(text: str) -> int:

@@ -295,3 +295,36 @@ def test_long_tables_do_not_hold_the_event_loop() -> None:
 
         # Reading the tables takes several times as long as decoding the bodies does. The best run is without noise.
         assert min(longest_gap(sampled) for _ in range(5)) < 1.5 * min(longest_gap(read) for _ in range(5))
+
+
+@both
+@pytest.mark.parametrize(
+    ("usage", "read", "written"),
+    [
+        ({"prompt_tokens": 10**9, "completion_tokens": 4 * 10**18}, 100, 20),
+        ({"prompt_tokens": -5, "completion_tokens": -1}, 100, 20),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, 100, 20),
+        ({"prompt_tokens": "many", "completion_tokens": None}, 100, 20),
+        ({"prompt_tokens": True, "completion_tokens": [3]}, 100, 20),
+        (["usage"], 100, 20),
+        (None, 100, 20),
+    ],
+    ids=repr,
+)
+def test_what_a_server_claims_is_bounded_and_nothing_is_free(usage: Any, read: int, written: int, how: str) -> None:
+    made = choice("it is 7") | {"logprobs": None}
+    with ChatServer(lambda *_: Answer(body=completion(made) | {"usage": usage})) as server:
+        spent = asked(of(server), how).usage
+    assert 0 < spent.prompt_tokens <= read
+    assert 0 < spent.completion_tokens <= written
+
+
+@both
+def test_an_honest_bill_is_not_cut(how: str) -> None:
+    picture = ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]},)
+    usage = {"prompt_tokens": 200_000, "completion_tokens": 900, "completion_tokens_details": {"reasoning_tokens": 890}}
+    made = choice("it is 7") | {"logprobs": None}
+    with ChatServer(lambda *_: Answer(body=completion(made) | {"usage": usage})) as server:
+        sampler, request = of(server), SampleRequest(picture, max_tokens=20)
+        result = sampler.sample(request) if how == "sync" else asyncio.run(sampler.asample(request))
+    assert result.usage == Usage(200_000, 900, 1)

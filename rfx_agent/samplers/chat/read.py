@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rfx_agent.evidence.tables import TopLogprobs
 from rfx_agent.records import Message, Rollout, Usage
 from rfx_agent.samplers.openai.rows import read_table
-from rfx_agent.samplers.usage import MOST_UNSEEN, believed, count, estimate_tokens
+from rfx_agent.samplers.usage import HIDDEN, MOST_READ, MOST_UNSEEN, believed, count, estimate_tokens
 
 __all__ = ["Prompt", "ended", "rollout_of", "text_in", "text_of", "usage_of"]
 
@@ -31,11 +31,9 @@ _COUNTED = ("token_usage", "usage", "usage_metadata")
 _READ = ("input_tokens", "prompt_tokens", "inputTokens", "prompt_token_count", "promptTokenCount", "prompt_eval_count")
 _WRITTEN = ("output_tokens", "completion_tokens", "outputTokens", "candidates_token_count", "eval_count")
 _TOTAL = ("total_tokens", "totalTokens", "total_token_count")
-_HIDDEN = ("reasoning", "audio", "image", "reasoning_tokens", "audio_tokens", "image_tokens")
 
 _TEMPLATE = 64  # tokens that a chat template may add to each message
 _PICTURE = 1_000  # tokens of a picture, a sound or a file that nobody counted
-_MOST_READ = 2**21  # tokens: no model reads more
 
 
 def text_in(block: Any) -> str | None:
@@ -183,7 +181,7 @@ def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | N
         hidden = MOST_UNSEEN
     else:
         details = sources[0].get("output_token_details") or sources[0].get("completion_tokens_details")
-        told = [count(details.get(x)) or 0 for x in _HIDDEN] if isinstance(details, Mapping) else []
+        told = [count(details.get(x)) or 0 for x in HIDDEN] if isinstance(details, Mapping) else []
         hidden = sum(told) if sum(told) <= MOST_UNSEEN else 0
     seen = len(text.encode(errors="replace"))
     return Usage(asked, believed(written, seen, unseen=hidden, cap=cap, least=estimate), 1)
@@ -213,7 +211,7 @@ def _asked(claim: int | None, prompt: Prompt | None) -> int:
     if claim is None:
         return estimate_tokens(text) + _PICTURE * pictures
     seen = len(text.encode(errors="replace")) + _TEMPLATE * messages
-    return believed(claim, seen, unseen=_MOST_READ if pictures else MOST_UNSEEN)
+    return believed(claim, seen, unseen=MOST_READ if pictures else MOST_UNSEEN)
 
 
 def _read(prompt: Prompt) -> tuple[str, int, int]:

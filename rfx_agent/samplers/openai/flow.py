@@ -20,7 +20,7 @@ from rfx_agent.samplers.openai.reply import (
     to_rollout,
 )
 from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
-from rfx_agent.samplers.usage import estimate_tokens
+from rfx_agent.samplers.usage import HIDDEN, MOST_READ, MOST_UNSEEN, believed, count, estimate_tokens, has_pictures
 
 __all__ = ["Traits", "sample_flow"]
 
@@ -176,12 +176,19 @@ class _Harvest:
         if len(choices) == 1 < len(draws):  # none at all says nothing of ``n``
             traits.max_n = 1
         reported = reply.data.get("usage") or {}
-        prompt = _count(reported, "prompt_tokens")
-        if prompt is None:
-            prompt = estimate_tokens(json.dumps(request.messages, default=str))
+        asked, pictures = json.dumps(request.messages, default=str), has_pictures(request.messages)
+        claim = _claimed(reported, "prompt_tokens")
+        if claim is None:
+            prompt = estimate_tokens(asked)
             self.notes["the server reported no usage: prompt tokens are estimated from the text"] += 1
+        else:
+            prompt = believed(claim, len(asked), unseen=MOST_READ if pictures else MOST_UNSEEN)
+        cap, claim = request.max_tokens * max(len(draws), 1), _claimed(reported, "completion_tokens")
+        if claim is not None:
+            written = sum(len(c.text.encode(errors="replace")) + c.thought for c in choices)
+            claim = believed(claim, written, unseen=_hidden(reported), cap=cap)
         each, total, of, note = completion_tokens(
-            choices, _count(reported, "completion_tokens"), max_tokens=request.max_tokens, usage_of=traits.usage_of
+            choices, claim, max_tokens=request.max_tokens, usage_of=traits.usage_of
         )
         traits.usage_of = traits.usage_of or of
         self.notes[note] += 1
@@ -234,6 +241,13 @@ class _Harvest:
         return parameter != "seed" or self.request.seed is not None
 
 
-def _count(usage: Any, key: str) -> int | None:
-    value = usage.get(key) if isinstance(usage, Mapping) else None
-    return value if isinstance(value, int) and value >= 0 else None
+def _claimed(usage: Any, key: str) -> int | None:
+    """A count of the server's; None where it gives none, or 0, which no request costs."""
+    return (count(usage.get(key)) if isinstance(usage, Mapping) else None) or None
+
+
+def _hidden(usage: Mapping[str, Any]) -> int:
+    """Tokens that the server says it wrote and does not show, as far as that is plausible."""
+    details = usage.get("completion_tokens_details")
+    told = [count(details.get(name)) or 0 for name in HIDDEN] if isinstance(details, Mapping) else []
+    return sum(told) if sum(told) <= MOST_UNSEEN else 0

@@ -28,6 +28,7 @@ UsageOf: TypeAlias = Literal["request", "choice"]
 
 # More text per reported token than any tokenizer gives: the count is of one choice only.
 _IMPLAUSIBLE_CHARS = 9
+_THOUGHTS = ("reasoning_content", "reasoning")
 _MOST_NAME = 200  # characters of an id or a reason of a server's, which stand in checkpoints
 
 
@@ -47,6 +48,7 @@ class Choice:
         entries: per token ``{"token", "logprob", "top_logprobs", ...}``, or None where the server gave none.
         token_ids: ids of the tokens generated, where the server gives them (vLLM's ``return_token_ids``).
         prompt_ids: ids of the tokens read, likewise.
+        thought: bytes of what the model thought, where the server shows it beside the text.
         flaw: why the entries that the server gave cannot be read, or "".
     """
 
@@ -56,6 +58,7 @@ class Choice:
     entries: Sequence[Mapping[str, Any]] | None
     token_ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
+    thought: int = 0
     flaw: str = ""
 
 
@@ -105,6 +108,7 @@ def _read(choice: Any, at: int, prefix: str, prompt_ids: tuple[int, ...] | None)
         entries=entries or None,
         token_ids=read_ids(choice.get("token_ids")),
         prompt_ids=prompt_ids or None,
+        thought=sum(len(_text(message.get(key)).encode(errors="replace")) for key in _THOUGHTS),
         flaw=flaw,
     )
 
@@ -137,7 +141,10 @@ def completion_tokens(
         proof: UsageOf | None = "choice" if 0 < said < counted and len(choices) > 1 else None
         return entries, max(counted, said), proof, ""
     if reported is None:
-        guess = [estimate_tokens(c.text) for c in choices]
+        guess = [
+            max_tokens if c.finish_reason == "length" and not c.text else estimate_tokens(c.text) + c.thought // 3
+            for c in choices
+        ]
         return (guess, sum(guess), None, "the server reported no usage: completion tokens are estimated from the text")
     if len(choices) == 1:
         return [reported], reported, None, ""
