@@ -9,7 +9,9 @@ import atexit
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -71,8 +73,18 @@ class Postgres:
         pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=self._server.pgdata, user=self._server.system_user)
 
     def start(self) -> None:
-        """Start it again with what it has on disk."""
-        self._server.ensure_postgres_running()
+        """Start it again with what it has on disk, and wait until it has recovered: on a busy machine that takes long."""
+        ends = time.monotonic() + 120
+        while True:
+            try:
+                self._server.ensure_postgres_running()
+                psycopg.connect(self.url).close()
+            except (subprocess.SubprocessError, psycopg.OperationalError):
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
     def kill_connections(self) -> None:
         """Break every connection but this one."""

@@ -137,6 +137,15 @@ class AccountRow:
         """Deposit."""
         bucket = at // self.width
         self.credits[bucket] = self.credits.get(bucket, 0) + amount
+        if len(self.credits) > BUCKETS + 1:  # an account of hours without a failure
+            oldest = self._begin(at)
+            self.credits = {bucket: amount for bucket, amount in self.credits.items() if bucket > oldest}
+
+    def idle(self, now: int) -> bool:
+        """Whether nothing is set aside, and nothing counts that was spent or deposited."""
+        oldest = self._begin(now) if self.span else 0
+        counts = any(bucket > oldest for bucket in self.credits) or bool(self.in_window(now))
+        return not self.reserved and not counts
 
     def _begin(self, now: int) -> int:
         """The bucket that the window begins in."""

@@ -30,8 +30,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals may hold an API key
 )
-for _command in (lab.calibrate, lab.audit, lab.report, lab.extract, simulate, collect, evidence, judge_check, budget):
+for _command in (lab.calibrate, lab.audit, lab.report, lab.extract, simulate, collect, evidence, judge_check):
     app.command()(_command)
+app.add_typer(budget, name="budget")
 
 
 def _version(show: bool) -> None:

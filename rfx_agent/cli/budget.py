@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from rfx_agent.budgets.limits import Account
 from rfx_agent.budgets.sql.store import SQLStore
@@ -17,22 +18,34 @@ from rfx_agent.cli.options import Json, plain, reported, table
 
 __all__ = ["budget"]
 
+Url = Annotated[
+    str | None,
+    typer.Argument(help="sqlite:///budgets.db or postgresql://user@host/database; by default RFX_STORE."),
+]
 
-def budget(
-    url: Annotated[
-        str | None,
-        typer.Argument(help="sqlite:///budgets.db or postgresql://user@host/database; by default RFX_STORE."),
-    ] = None,
+
+class _Shows(TyperGroup):
+    """A group whose first command is the one that is meant where none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["show", *args]
+        given: list[str] = super().parse_args(ctx, args)
+        return given
+
+
+budget = typer.Typer(cls=_Shows, help="Budgets that many runs share: what is left of them, and what may go.")
+
+
+@budget.command("show")
+def show(
+    url: Url = None,
     prefix: Annotated[str, typer.Option(help="Only accounts whose name begins so, such as tenant=acme.")] = "",
     as_json: Json = False,
 ) -> None:
     """Show what is left of budgets that many runs share. It only reads: no reservation expires by looking."""
-    with reported():
-        place = url or os.environ.get("RFX_STORE")
-        if not place:
-            raise typer.BadParameter("give the store's URL, or set RFX_STORE")
-        with SQLStore(place) as store:
-            found = store.accounts(prefix)
+    with reported(), SQLStore(_place(url)) as store:
+        found = store.accounts(prefix)
     if as_json:
         typer.echo(json.dumps([asdict(x) for x in found]))
         return
@@ -43,6 +56,29 @@ def budget(
     console.print(_table(found))
     if any(x.lost for x in found):
         console.print("expired: reserved by processes that died in mid-call; it counts as spent", markup=False)
+
+
+@budget.command("prune")
+def prune(
+    url: Url = None,
+    days: Annotated[float, typer.Option(min=0, help="Only what ended, or last counted, so many days ago.")] = 7.0,
+    shrink: Annotated[bool, typer.Option(help="Give the disk the room back; others wait for that.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete ended reservations and records, and accounts in which nothing counts any more."""
+    with reported(), SQLStore(_place(url)) as store:
+        pruned = store.prune(days * 86_400, shrink=shrink)
+    if as_json:
+        typer.echo(json.dumps(asdict(pruned)))
+    else:
+        typer.echo(f"deleted {pruned.accounts:,} accounts and {pruned.reservations:,} ended reservations")
+
+
+def _place(url: str | None) -> str:
+    place = url or os.environ.get("RFX_STORE")
+    if not place:
+        raise typer.BadParameter("give the store's URL, or set RFX_STORE")
+    return place
 
 
 def _table(found: list[Account]) -> Table:

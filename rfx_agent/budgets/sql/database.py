@@ -73,6 +73,7 @@ class Database:
         self._reads = engine_for(place, timeout)
         self._does = Statements(self._engine.dialect.name)
         self._prepared = False
+        self._file: tuple[int, int] | None = None
         self._swept = self._forgot = float("-inf")
 
     def run(
@@ -88,9 +89,7 @@ class Database:
             Unknown: nobody knows whether it was committed.
             Exception: SQLAlchemy's; nothing was done.
         """
-        if not self._prepared:
-            prepare(self._engine, self.place, "budgets")
-            self._prepared = True
+        self._ready()
         more = _More(sweep=time.monotonic() - self._swept >= 1)
         with self._engine.connect() as connection:
             for _ in range(_ROUNDS):
@@ -130,10 +129,64 @@ class Database:
             if connection.execute(self._does.forget, given).rowcount < _FORGOTTEN:
                 self._forgot = time.monotonic()
 
+    def prune(self, older: int) -> tuple[int, int]:
+        """Delete what ended ``older`` microseconds ago or earlier, and accounts in which nothing counts any more.
+
+        An account that is used meanwhile is left alone. Returns how many accounts and how many reservations went.
+        """
+        self._ready()
+        does, went, name = self._does, [0, 0], ""
+        with self._engine.connect() as connection:
+            now = self._now(connection)
+            while True:  # a transaction each: others come in between
+                found = connection.execute(does.prune, {"now": now + self._keep - older, "most": _FORGOTTEN}).rowcount
+                connection.commit()
+                went[1] += found
+                if found < _FORGOTTEN:
+                    break
+            while rows := connection.execute(does.page, {"after": name, "most": _FORGOTTEN}).all():
+                name = rows[-1][0]
+                idle = [x for x in rows if account_of(x).idle(now - older)]
+                for row in idle:
+                    went[0] += connection.execute(does.drop, {"key": row[0], "as_seen": row[-1]}).rowcount
+                connection.commit()
+        return went[0], went[1]
+
+    def shrink(self) -> None:
+        """Give the disk back what is not used; other processes wait meanwhile."""
+        with self._engine.connect() as connection:
+            raw: Any = connection.connection.driver_connection
+            if self.place.sqlite:
+                raw.execute("VACUUM")
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                return
+            before, raw.autocommit = raw.autocommit, True
+            try:
+                raw.execute("VACUUM rfx_accounts, rfx_holds")
+            finally:
+                raw.autocommit = before
+
     def disconnect(self) -> None:
         """Let go of the connection; the next transaction makes a new one, and looks at the tables anew."""
         self._prepared = False
+        self._file = None
         self._engine.dispose()
+
+    def _ready(self) -> None:
+        """The tables are there, and in the file that the connection has open.
+
+        Raises:
+            StoreError: somebody deleted or replaced the file: what is in it is not what other processes see.
+        """
+        if not self._prepared:
+            prepare(self._engine, self.place, "budgets")
+            self._prepared, self._file = True, self.place.file
+        elif self._file != self.place.file:
+            self.disconnect()
+            raise StoreError(
+                f"{self.place.shown}: the file was deleted or replaced while it was open; what was spent is in the one "
+                "that is gone. The next call opens the file that is there, with accounts of its own"
+            )
 
     def _now(self, connection: sa.Connection) -> int:
         if self._clock is not None:

@@ -9,6 +9,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rfx_agent._closing import AsyncClosing
@@ -23,9 +24,22 @@ from rfx_agent.ports import BudgetStore
 if TYPE_CHECKING:
     from rfx_agent.budgets.sql.writer import Writer
 
-__all__ = ["SQLStore"]
+__all__ = ["Pruned", "SQLStore"]
 
 _WEEK = 7 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What ``SQLStore.prune`` deleted.
+
+    Attributes:
+        accounts: how many accounts.
+        reservations: how many ended reservations and records.
+    """
+
+    accounts: int
+    reservations: int
 
 
 class SQLStore(AsyncClosing, BudgetStore):
@@ -133,6 +147,38 @@ class SQLStore(AsyncClosing, BudgetStore):
         except Exception as error:  # noqa: BLE001  # the port raises StoreError only
             failure = failure_of(error, self._place)
             raise StoreError(str(failure)) from failure.__cause__
+
+    def prune(self, older: float = _WEEK, *, shrink: bool = False) -> Pruned:
+        """Delete ended reservations and records, and accounts in which nothing counts any more.
+
+        A run whose record is gone pays again when it is resumed; a deleted account begins anew, its totals with it.
+        Others may use the store meanwhile.
+
+        Args:
+            older: seconds since it ended, or since anything in the account last counted. What ended is told by when it
+                would be forgotten, so ``keep`` must be that of the stores that wrote it.
+            shrink: whether the disk gets back what is not used any more. Other processes wait until that is done, and
+                an SQLite file needs as much room again.
+
+        Raises:
+            ConfigError: ``older`` is no number of seconds.
+            StoreError: the database could not be reached.
+        """
+        span = micros(number("sql store: older", older, least=0, unit="seconds"))
+        from rfx_agent.budgets.sql.database import Database
+        from rfx_agent.budgets.sql.failures import failure_of
+
+        database = Database(self._place, clock=self._clock, keep=self._keep, timeout=self._timeout)
+        try:
+            pruned = Pruned(*database.prune(span))
+            if shrink:
+                database.shrink()
+        except Exception as error:  # noqa: BLE001  # the port raises StoreError only
+            failure = failure_of(error, self._place)
+            raise StoreError(str(failure)) from failure.__cause__
+        finally:
+            database.disconnect()
+        return pruned
 
     def close(self) -> None:
         """Write what waits and let go of the connection; idempotent. Calls after it raise ``StoreError``."""

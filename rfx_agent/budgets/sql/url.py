@@ -48,6 +48,17 @@ class Place:
         path = Path(self.url.database or "")
         return path.parent.is_dir() and not path.exists()
 
+    @property
+    def file(self) -> tuple[int, int] | None:
+        """Which file it is, by device and inode; None where there is none."""
+        if not self.sqlite or (self.url.database or "").startswith("file:"):
+            return None
+        try:
+            found = Path(self.url.database or "").stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
     def clean(self, text: str) -> str:
         """``text`` without secrets."""
         for secret in self.secrets:

@@ -46,6 +46,8 @@ _RECONNECTS = 4  # tries while the database cannot be reached
 _ORPHANS = 10_000  # reservations that nobody waits for any more, remembered to be released
 _FORK = 1.0  # seconds that a fork waits for the end of a transaction
 
+_GRACE = 1.0  # seconds after the timeout, for the answer that says what was waited for
+
 _Asked: TypeAlias = tuple[Operation, Future[Any]]
 
 
@@ -96,7 +98,7 @@ class Writer:
     @property
     def longest(self) -> float:
         """Seconds after which a caller waits no longer, whatever it is that the writer waits for."""
-        return self._timeout * 2 + 3
+        return self._timeout + _GRACE
 
     def late(self) -> StoreError:
         """The error of a caller who waits no longer."""
