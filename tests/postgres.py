@@ -6,6 +6,7 @@ Use the fixtures with ``pytest_plugins = ("postgres",)`` in a test module.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import os
 import shutil
@@ -62,7 +63,7 @@ class Postgres:
     def fresh(self) -> str:
         """The URL of a new, empty schema: as good as a database of its own, and made a hundred times faster."""
         name = f"t{next(self._numbers)}_{os.getpid()}"
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with self.connected() as connection:
             connection.execute(f"CREATE SCHEMA {name}")
         return f"{self.url}&options=-csearch_path%3D{name}"
 
@@ -73,22 +74,25 @@ class Postgres:
         pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=self._server.pgdata, user=self._server.system_user)
 
     def start(self) -> None:
-        """Start it again with what it has on disk, and wait until it has recovered: on a busy machine that takes long."""
+        """Start it again with what it has on disk, and wait until it has recovered."""
+        with contextlib.suppress(subprocess.SubprocessError, AssertionError):  # it takes longer than the library waits
+            self._server.ensure_postgres_running()
+        self.connected().close()
+
+    def connected(self) -> psycopg.Connection[Any]:
+        """A connection; waits until the server has recovered from a crash, which takes long on a busy machine."""
         ends = time.monotonic() + 120
         while True:
             try:
-                self._server.ensure_postgres_running()
-                psycopg.connect(self.url).close()
-            except (subprocess.SubprocessError, psycopg.OperationalError):
+                return psycopg.connect(self.url, autocommit=True)
+            except (psycopg.OperationalError, AssertionError):
                 if time.monotonic() > ends:
                     raise
-                time.sleep(0.5)
-            else:
-                return
+                time.sleep(0.2)
 
     def kill_connections(self) -> None:
         """Break every connection but this one."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with self.connected() as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
