@@ -272,6 +272,10 @@ class TraceStore(ABC):
     def put(self, step_id: str, rollouts: Sequence[Rollout]) -> None:
         """Keep ``rollouts``; called once for each, before they are made compact."""
 
+    async def aput(self, step_id: str, rollouts: Sequence[Rollout]) -> None:
+        """The same, without blocking the event loop."""
+        await asyncio.to_thread(self.put, step_id, rollouts)
+
 
 class BudgetStore(ABC):
     """Keeps what many runs, in many processes, may spend together, and what they paid for.

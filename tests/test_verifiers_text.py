@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -226,3 +227,11 @@ def test_settings_fail_at_once(make, told):
 def test_a_repr_says_what_is_checked_and_not_what_is_expected():
     assert repr(ExactVerifier("secret")) == "ExactVerifier(name='exact')"
     assert repr(RegexVerifier("a+")) == "RegexVerifier('a+', name='regex')"
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc here")
+def test_the_worker_has_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-nobody-else")
+    shared_worker().close()
+    assert RegexVerifier(pattern="a").verify(STEP, Rollout("a")).passed
+    assert b"sk-of-nobody-else" not in Path(f"/proc/{shared_worker().pid}/environ").read_bytes()

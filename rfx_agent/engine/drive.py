@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from rfx_agent.errors import is_control_flow
@@ -184,12 +184,20 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         while True:
-            job = self.jobs.get()
+            try:
+                job = self.jobs.get(timeout=_IDLE)
+            except Empty:
+                try:
+                    _idle.remove(self)
+                except ValueError:  # somebody has just chosen it, and gives it a job
+                    continue
+                return
             job.perform()
             del job  # or the last call's arguments would live as long as the thread waits
             _idle.append(self)
 
 
+_IDLE = 30.0  # seconds that a thread waits for a job
 _idle: deque[_Worker] = deque()
 if hasattr(os, "register_at_fork"):  # threads do not come along into a forked process
     os.register_at_fork(after_in_child=_idle.clear)

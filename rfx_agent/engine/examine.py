@@ -40,7 +40,9 @@ def examine(run: Run, case: Case, replies: tuple[Reply, ...] | None = None) -> F
     case = yield from _judge(run, case, new, replies)
     fresh = [x for x in case.rollouts if x.id in new]
     if run.settings.traces is not None:
-        run.settings.traces.put(case.step.id, fresh)
+        (reply,) = yield (Call(run.settings.traces.put, run.settings.traces.aput, (case.step.id, fresh)),)
+        if reply.error is not None:
+            raise reply.error
     case = yield from _measure(run, case, [x for x in fresh if not x.passed and x.logprobs is not None])
     return replace(case, rollouts=tuple(x.compact() for x in case.rollouts))
 

@@ -24,6 +24,7 @@ __all__ = ["Worker", "WorkerTimeout", "ask", "shared_worker"]
 
 _START_SECONDS = 120.0  # importing sympy on a busy machine
 _MEMORY = 2 * 1024**3  # bytes of address space, where the system can limit it
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "SYSTEMROOT", "TMPDIR")  # and no key
 _SCRIPT = Path(__file__).with_name("worker_main.py")
 
 
@@ -107,6 +108,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         )
         self._owner = os.getpid()
         return self._process

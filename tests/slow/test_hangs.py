@@ -11,7 +11,8 @@ import pytest
 from langgraph.errors import GraphInterrupt
 from scenarios import STEP
 
-from rfx_agent import Case, Recovery, RetryBudget, Rollout, SampleResult, Verdict
+from rfx_agent import Case, FunctionVerifier, Recovery, RetryBudget, Rollout, SampleResult, Verdict
+from rfx_agent.engine import drive as drive_module
 from rfx_agent.engine.drive import Call, drive, drive_async
 from rfx_agent.records import Spend
 from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
@@ -234,3 +235,24 @@ def test_requests_are_capped_and_the_amplification_is_told(way: Callable[..., Ca
     assert case.outcome is not None
     assert (case.outcome.status, case.outcome.reason) == ("unresolved", "budget:calls")
     assert Recovery(sampler=Insisting([]), verifier=ScriptedVerifier(["42"])).run(STEP, "42").amplification is None
+
+
+def test_threads_of_callers_that_ended_go_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drive_module, "_IDLE", 0.2)
+    recovery = Recovery(ScriptedSampler([], last="7"), FunctionVerifier(lambda text: text == "7"))
+    start = threading.Barrier(24)
+
+    def caller() -> None:
+        start.wait(30)
+        assert recovery.run("3 + 4?").outcome.text == "7"
+
+    callers = [threading.Thread(target=caller) for _ in range(24)]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join(60)
+    ends = time.monotonic() + 30
+    while any(x.name == "rfx-call" for x in threading.enumerate()):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    assert recovery.run("3 + 4?").outcome.text == "7"
