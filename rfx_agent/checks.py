@@ -15,9 +15,12 @@ from typing import Any, TypeVar
 
 from rfx_agent.errors import ConfigError
 
-__all__ = ["among", "flags", "instance", "number", "share", "shown", "spelled", "whole"]
+__all__ = ["MOST_SECONDS", "among", "flags", "instance", "number", "share", "shown", "spelled", "whole"]
 
 T = TypeVar("T")
+_LARGEST = 2**63  # no amount, size or seed is larger, and floats and 64 bits hold it
+MOST_SECONDS = 1e9
+"""The longest time that can be asked for, 31 years: clocks and locks overflow not far beyond it."""
 C = TypeVar("C", bound=type)
 
 _SHOWN = 120
@@ -46,10 +49,15 @@ def whole(
         >>> whole("policy: rounds", 3, least=1)
         3
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+    good = (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and least <= value <= (_LARGEST if most is None else most)
+    )
+    if not good:
         upto = "" if most is None else f" and at most {most}"
         raise error(f"{who} is {shown(value)}; give a whole number of at least {least}{upto}")
-    return value
+    return value  # type: ignore[no-any-return]  # it is a whole number
 
 
 def number(
@@ -58,22 +66,26 @@ def number(
     *,
     least: float | None = None,
     above: float | None = None,
+    most: float = _LARGEST,
     finite: bool = True,
     unit: str = "a number",
     error: type[Exception] = ConfigError,
 ) -> float:
-    """A number of at least ``least``, or above ``above``; NaN, True and False are refused.
+    """A number of at least ``least``, or above ``above``, and at most ``most``; NaN, True and False are refused.
+
+    ``most`` holds for finite numbers: with ``finite=False`` infinity is taken.
 
     Example:
         >>> number("recovery: temperature", 0.6, least=0)
         0.6
     """
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-    good = good and (math.isfinite(value) or not finite)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    good = good and (-_LARGEST <= value <= most or (not finite and abs(value) == math.inf))  # NaN is in no order
     if not good or (least is not None and value < least) or (above is not None and value <= above):
         bound = f" of at least {least:g}" if least is not None else f" above {above:g}" if above is not None else ""
+        upto = "" if most == _LARGEST else f" and at most {most:g}"
         raise error(
-            f"{who} is {shown(value)}; give {'a finite number' if finite and unit == 'a number' else unit}{bound}"
+            f"{who} is {shown(value)}; give {'a finite number' if finite and unit == 'a number' else unit}{bound}{upto}"
         )
     return value  # type: ignore[no-any-return]  # it is a number
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import ConfigDict, InstanceOf
 
-from rfx_agent.checks import shown
+from rfx_agent.checks import instance, shown
 from rfx_agent.errors import ConfigError, FeatureError
 from rfx_agent.evidence.opinions import Opinion, Rates
 from rfx_agent.evidence.tables import TopLogprobs
@@ -333,6 +333,9 @@ class SampleResult:
     rollouts: tuple[Rollout, ...]
     usage: Usage
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        instance("sample result: usage", self.usage, Usage, "a Usage of the tokens that were used")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from rfx_agent.checks import shown
+from rfx_agent.errors import ConfigError
+
 __all__ = ["Spend", "Usage"]
+
+_MOST = 2**53  # tokens of one call, or of all calls of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +21,24 @@ class Usage:
         prompt_tokens: tokens read.
         completion_tokens: tokens written, over all choices.
         calls: requests that reached the server, transport retries included.
+
+    Raises:
+        ConfigError: an amount that no call can have used.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "completion_tokens", "calls"):
+            value = getattr(self, name)
+            if type(value) is int and 0 <= value <= _MOST:
+                continue
+            if isinstance(value, float) and 0 <= value <= _MOST:  # a part of a token is paid as one
+                object.__setattr__(self, name, math.ceil(value))
+                continue
+            raise ConfigError(f"usage: {name} is {shown(value)}; give a whole number of at least 0")
 
     @property
     def tokens(self) -> int:

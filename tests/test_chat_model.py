@@ -52,7 +52,7 @@ class Recorder(BaseChatModel):
         seed = kwargs.get("seed", 0)
         if seed in self.failing:
             raise ConnectionError("dropped")
-        content = [{"token": "4", "logprob": -0.1, "top_logprobs": TOP}] if seed in self.tables else []
+        content = [{"token": f"{seed}", "logprob": -0.1, "top_logprobs": TOP}] if seed in self.tables else []
         message = AIMessage(f"{seed}", response_metadata={"logprobs": {"content": content}})
         return ChatResult(generations=[ChatGeneration(message=message)])
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from rfx_agent.checks import among, number, shown, spelled, whole
+from rfx_agent.checks import MOST_SECONDS, among, number, shown, spelled, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Spend
 
@@ -293,6 +293,10 @@ def _claim(limit: Limit, key: str) -> Claim:
     return Claim(name, "ratio", limit.unit, 0, floor, limit.seconds, limit.share)
 
 
+_MOST_AMOUNT = 2**61  # totals are kept in 64 bits
+_MOST_USD = 2e9  # the same in billionths
+
+
 def _whole(value: float, unit: str) -> int:
     return math.ceil(value * _NANO - 1e-6) if unit == "usd" else math.floor(value)
 
@@ -313,9 +317,9 @@ def _check(limit: Any, *numbers: str) -> None:
     for name in numbers:
         value = getattr(limit, name)
         if name != "per":
-            number(f"{kind}.{name}", value, least=0)
+            number(f"{kind}.{name}", value, least=0, most=_MOST_USD if limit.unit == "usd" else _MOST_AMOUNT)
         elif isinstance(value, str):
             if value not in _PERIODS:
                 raise ConfigError(f"{kind}.per is {value!r}; give {', '.join(_PERIODS)}, or seconds")
         else:
-            number(f"{kind}.per", value, above=0)
+            number(f"{kind}.per", value, above=0, most=MOST_SECONDS)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rfx_agent.budgets.accounting import OPEN, Book, micros, seconds_of, writable
 from rfx_agent.budgets.limits import Account, Claim, Grant, Reservation
-from rfx_agent.checks import number, shown, whole
+from rfx_agent.checks import MOST_SECONDS, number, shown, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.ports import BudgetStore
 
@@ -43,7 +43,9 @@ class MemoryStore(BudgetStore):
             raise ConfigError(f"memory store: clock is {shown(clock)}; give a function such as time.time")
         self._clock = clock
         self._most = whole("memory store: most", most, least=1)
-        self._book = Book(keep_for=micros(number("memory store: keep", keep, above=0, unit="seconds")))
+        self._book = Book(
+            keep_for=micros(number("memory store: keep", keep, above=0, unit="seconds", most=MOST_SECONDS))
+        )
         self._lock = threading.Lock()
         self._open: list[tuple[int, str]] = []  # a heap of when each reservation expires
         self._ended: dict[str, int] = {}  # when each is forgotten, in that order

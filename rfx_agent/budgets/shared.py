@@ -21,7 +21,7 @@ from rfx_agent.budgets.limits import (
     amount_of,
     claims_of,
 )
-from rfx_agent.checks import number, shown, spelled
+from rfx_agent.checks import MOST_SECONDS, number, shown, spelled
 from rfx_agent.errors import ConfigError
 from rfx_agent.ports import BudgetStore
 from rfx_agent.records import Spend
@@ -87,7 +87,14 @@ class SharedBudget:
             if not isinstance(key, str) or not key or name == "global":
                 raise ConfigError(f"shared budget: scope {name!r} is {key!r}; give a name and a key that is a text")
         for name, least in (("wait", 0.0), ("seconds", 1e-3)):
-            number(f"shared budget: {name}", getattr(self, name), least=least, finite=False, unit="seconds")
+            number(
+                f"shared budget: {name}",
+                getattr(self, name),
+                least=least,
+                finite=False,
+                unit="seconds",
+                most=MOST_SECONDS,
+            )
 
     def scoped(self, **scopes: str) -> SharedBudget:
         """The same budget for a run that belongs to ``scopes`` besides."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rfx_agent.checks import number, shown, spelled, whole
+from rfx_agent.checks import MOST_SECONDS, number, shown, spelled, whole
 from rfx_agent.errors import BudgetExhausted, ConfigError
 from rfx_agent.records import Spend, Usage
 
@@ -62,8 +62,10 @@ class RetryBudget:
                 continue
             if cap in _INTEGER_CAPS:
                 whole(f"budget: {cap}", value)
+            elif cap == "usd":
+                number("budget: usd", value, least=0, unit="US dollars")
             else:
-                number(f"budget: {cap}", value, least=0, finite=False)
+                number(f"budget: {cap}", value, least=0, most=MOST_SECONDS, unit="a number of seconds")
 
     @classmethod
     def of(cls, caps: Mapping[str, Any]) -> RetryBudget:

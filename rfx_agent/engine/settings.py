@@ -13,7 +13,7 @@ from rfx_agent import ports
 from rfx_agent.accepted import adopted, sampler_of, tool_of, verifier_of
 from rfx_agent.budgets.shared import SharedBudget
 from rfx_agent.budgets.step import Price, RetryBudget
-from rfx_agent.checks import among, flags, instance, number, share, shown, spelled, whole
+from rfx_agent.checks import MOST_SECONDS, among, flags, instance, number, share, shown, spelled, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.escalation.notify import Notifier, Notify, notifier_of
 from rfx_agent.events import Event
@@ -59,7 +59,13 @@ class Escalation:
 
     def __post_init__(self) -> None:
         if self.deadline is not None:
-            number("escalation: deadline", self.deadline, above=0, unit="None to wait for ever, or seconds")
+            number(
+                "escalation: deadline",
+                self.deadline,
+                above=0,
+                unit="None to wait for ever, or seconds",
+                most=MOST_SECONDS,
+            )
         among("escalation: default", self.default, ("approve", "reject"))
         callable_ = isinstance(self.notify, Notifier) or callable(self.notify)
         if self.notify is not None and (isinstance(self.notify, type) or not callable_):
@@ -143,7 +149,13 @@ class Settings:
         for name in ("temperature", "tool_temperature"):
             number(f"recovery: {name}", getattr(self, name), least=0)
         if self.verdict_seconds is not None:
-            number("recovery: verdict_seconds", self.verdict_seconds, above=0, unit="None for no limit, or seconds")
+            number(
+                "recovery: verdict_seconds",
+                self.verdict_seconds,
+                above=0,
+                unit="None for no limit, or seconds",
+                most=MOST_SECONDS,
+            )
         money = None if self.budget.usd is None else f"budget.usd is {self.budget.usd}"
         if self.shared is not None and "usd" in self.shared.units():
             money = "shared limits usd"

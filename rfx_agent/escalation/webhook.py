@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from rfx_agent.checks import number
+from rfx_agent.checks import MOST_SECONDS, number
 from rfx_agent.errors import ConfigError, NotifyError
 
 __all__ = ["Webhook", "verify_signature"]
@@ -75,7 +75,7 @@ class Webhook:
     ) -> None:
         if secret is not None and not (isinstance(secret, str) and secret):
             raise ConfigError("webhook: secret is empty or no text; give a text, or None not to sign")
-        number("webhook: timeout", timeout, above=0, unit="seconds")
+        number("webhook: timeout", timeout, above=0, unit="seconds", most=MOST_SECONDS)
         for name, value in (headers or {}).items():
             if not all(isinstance(x, str) and x.isascii() and x.isprintable() for x in (name, value)):
                 raise ConfigError(f"webhook: headers has {name!r} that is no line of ASCII; give texts that are")

@@ -62,7 +62,7 @@ class TopLogprobs:
         ids, taken = self._integers(self.ids, "ids"), self._integers(self.taken, "taken")
         try:
             lps = np.array(self.logprobs, dtype=np.float64, order="C")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise self._error(f"logprobs: {error}; give numbers of shape (L, K)") from error
         if taken.ndim != 1:
             raise self._error(f"taken has shape {taken.shape}; give one token id per position, shape (L,)")
@@ -130,7 +130,7 @@ class TopLogprobs:
                     names, numbers = zip(*row, strict=True)
                     keys.extend(names)
                     values.extend(numbers)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise FeatureError(
                     f"a row is {type(row).__name__}; give pairs (token, log-probability) or a mapping",
                     rollout=rollout,
@@ -159,7 +159,7 @@ class TopLogprobs:
             _refuse_odd(chosen, int, rollout)
         try:
             flat = np.array(values, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             bad = next(i for i, value in enumerate(values) if not _is_number(value))
             raise FeatureError(
                 f"a log-probability is {values[bad]!r}; give a number", rollout=rollout, position=where(bad)
@@ -228,6 +228,6 @@ def _refuse_odd(tokens: Sequence[Any], where: Callable[[int], int], rollout: int
 def _is_number(value: object) -> bool:
     try:
         float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rfx_agent.budgets.sql.url import place_of
-from rfx_agent.checks import number
+from rfx_agent.checks import MOST_SECONDS, number
 from rfx_agent.errors import ConfigError, StoreError
 from rfx_agent.policies.belief import Belief
 
@@ -38,7 +38,7 @@ class SQLPolicyStore:
     def __init__(self, url: str, *, name: str = "default", timeout: float = 30.0) -> None:
         if not isinstance(name, str) or not name or "\0" in name:
             raise ConfigError(f"sql policy store: name is {name!r}; give a text such as 'default'")
-        number("sql policy store: timeout", timeout, above=0, unit="seconds")
+        number("sql policy store: timeout", timeout, above=0, unit="seconds", most=MOST_SECONDS)
         self._place = place_of(url)
         self._name = name
         from rfx_agent.budgets.sql.engine import engine_for

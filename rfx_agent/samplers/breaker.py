@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from rfx_agent._closing import AsyncClosing
 from rfx_agent._extras import need
 from rfx_agent.accepted import SamplerLike, sampler_of
-from rfx_agent.checks import number, whole
+from rfx_agent.checks import MOST_SECONDS, number, whole
 from rfx_agent.errors import CircuitOpen, ConfigError, SamplerError
 from rfx_agent.ports import Sampler
 from rfx_agent.records import SampleRequest, SampleResult
@@ -70,7 +70,7 @@ class CircuitBreaker(AsyncClosing, Sampler):
     ) -> None:
         self._sampler = sampler_of(sampler, where="CircuitBreaker: sampler")
         self._failures = whole("CircuitBreaker: failures", failures, least=1)
-        self._seconds = number("CircuitBreaker: seconds", seconds, above=0)
+        self._seconds = number("CircuitBreaker: seconds", seconds, above=0, most=MOST_SECONDS)
         self._share = None if share is None else number("CircuitBreaker: share", share, above=0)
         if self._share is not None and self._share > 1:
             raise ConfigError(f"CircuitBreaker: share is {share!r}; give a share of at most 1, or None")

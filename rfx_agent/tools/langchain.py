@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from rfx_agent.checks import number, whole
+from rfx_agent.checks import MOST_SECONDS, number, whole
 from rfx_agent.engine.drive import TimedOut, within
 from rfx_agent.errors import ConfigError, ToolInputError, is_control_flow
 from rfx_agent.ports import Tool
@@ -100,7 +100,7 @@ class LangChainTool(Tool):
                 f"LangChainTool: tool is {tool!r}; give a langchain_core BaseTool (decorate a function with @tool)"
             )
         self.tool = tool
-        self.seconds = number("LangChainTool: seconds", seconds, above=0)
+        self.seconds = number("LangChainTool: seconds", seconds, above=0, most=MOST_SECONDS)
         self.output = whole("LangChainTool: output", output, least=1)
         self.name = name or tool.name
         self.bound = Spend(tool_seconds=seconds)

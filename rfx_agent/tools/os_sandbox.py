@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from rfx_agent._closing import Closing
-from rfx_agent.checks import number, whole
+from rfx_agent.checks import MOST_SECONDS, number, whole
 from rfx_agent.errors import ConfigError, ToolError
 from rfx_agent.records import ToolResult
 from rfx_agent.tools.launch import START, Ended, Launched, Stopped, probed
@@ -71,7 +71,7 @@ class OSSandbox(Closing):
         workers: int | None = None,
         packages: tuple[str, ...] = (),
     ) -> None:
-        self.seconds = number("OSSandbox: seconds", seconds, above=0)
+        self.seconds = number("OSSandbox: seconds", seconds, above=0, most=MOST_SECONDS)
         self.memory = whole("OSSandbox: memory", memory, least=64 * 1024 * 1024)
         self.output = whole("OSSandbox: output", output, least=1)
         self.disk = whole("OSSandbox: disk", disk, least=4096)

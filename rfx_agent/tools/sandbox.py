@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rfx_agent._closing import Closing
-from rfx_agent.checks import number, whole
+from rfx_agent.checks import MOST_SECONDS, number, whole
 from rfx_agent.errors import ConfigError, ToolError
 from rfx_agent.records import ToolResult
 from rfx_agent.tools.monty_trial import monty_trial
@@ -73,7 +73,7 @@ class Sandbox(Closing):
         recursion: int = 1000,
         workers: int | None = None,
     ) -> None:
-        self.seconds = number("Sandbox: seconds", seconds, above=0)
+        self.seconds = number("Sandbox: seconds", seconds, above=0, most=MOST_SECONDS)
         self.memory = whole("Sandbox: memory", memory, least=1024 * 1024)
         self.output = whole("Sandbox: output", output, least=1)
         self.recursion = whole("Sandbox: recursion", recursion, least=1, most=1000)

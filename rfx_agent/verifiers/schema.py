@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rfx_agent.checks import flags, number, shown
+from rfx_agent.checks import MOST_SECONDS, flags, number, shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Kind, Rollout, Step, Verdict
 from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
@@ -125,7 +125,7 @@ class JsonSchemaVerifier(_JsonVerifier):
             told = clip(str(getattr(error, "message", error)))
             raise ConfigError(f"JsonSchemaVerifier: schema is not a JSON Schema: {told}; correct it") from error
         self.schema = schema
-        self._seconds = number("JsonSchemaVerifier: seconds", seconds, above=0)
+        self._seconds = number("JsonSchemaVerifier: seconds", seconds, above=0, most=MOST_SECONDS)
 
     def __repr__(self) -> str:
         return f"JsonSchemaVerifier({clip(str(self.schema), 60)}, name={self.name!r})"

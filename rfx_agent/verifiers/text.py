@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from rfx_agent.checks import flags, number, shown
+from rfx_agent.checks import MOST_SECONDS, flags, number, shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers.amounts import amount
@@ -220,7 +220,7 @@ class RegexVerifier(NamedVerifier):
         self.pattern = compiled
         self._group = group
         self._full = full
-        self._seconds = number("RegexVerifier: seconds", seconds, above=0)
+        self._seconds = number("RegexVerifier: seconds", seconds, above=0, most=MOST_SECONDS)
 
     def __repr__(self) -> str:
         return f"RegexVerifier({self.pattern.pattern!r}, name={self.name!r})"

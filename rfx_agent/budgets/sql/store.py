@@ -17,7 +17,7 @@ from rfx_agent.budgets.accounting import micros, seconds_of, writable
 from rfx_agent.budgets.limits import Account, Claim, Grant, Reservation
 from rfx_agent.budgets.sql.operations import Operation, keep, release, reserve, settle
 from rfx_agent.budgets.sql.url import place_of
-from rfx_agent.checks import number
+from rfx_agent.checks import MOST_SECONDS, number
 from rfx_agent.errors import ConfigError, StoreError
 from rfx_agent.ports import BudgetStore
 
@@ -76,8 +76,8 @@ class SQLStore(AsyncClosing, BudgetStore):
     ) -> None:
         if clock is not None and not callable(clock):
             raise ConfigError(f"sql store: clock is {clock!r}; give a function such as time.time, or None")
-        self._keep = micros(number("sql store: keep", keep, above=0, unit="seconds"))
-        self._timeout = float(number("sql store: timeout", timeout, above=0, unit="seconds"))
+        self._keep = micros(number("sql store: keep", keep, above=0, unit="seconds", most=MOST_SECONDS))
+        self._timeout = float(number("sql store: timeout", timeout, above=0, unit="seconds", most=MOST_SECONDS))
         self._place = place_of(url)
         self._clock = clock or (time.time if self._place.sqlite else None)
         self._closed = False
@@ -164,7 +164,7 @@ class SQLStore(AsyncClosing, BudgetStore):
             ConfigError: ``older`` is no number of seconds.
             StoreError: the database could not be reached.
         """
-        span = micros(number("sql store: older", older, least=0, unit="seconds"))
+        span = micros(number("sql store: older", older, least=0, unit="seconds", most=MOST_SECONDS))
         from rfx_agent.budgets.sql.database import Database
         from rfx_agent.budgets.sql.failures import failure_of
 

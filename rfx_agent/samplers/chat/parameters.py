@@ -12,6 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from rfx_agent.samplers.chat.models import name_of
+from rfx_agent.samplers.openai.provider_errors import words_of
 from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
 
 __all__ = ["PARAMETERS", "Asked", "Draw", "Learned", "Traits", "declared", "given", "traits_of"]
@@ -69,7 +70,8 @@ class Traits:
         if isinstance(error, OutputParserException):
             return None  # it quotes what the model wrote
         chain = [*_causes(error)]
-        said = " ".join(f"'{getattr(x, 'param', '')}' {getattr(x, 'code', '')} {x}" for x in chain)
+        told = ((getattr(x, "param", ""), getattr(x, "code", ""), x, words_of(getattr(x, "body", None))) for x in chain)
+        said = " ".join(f"'{param}' {code} {error} {words}" for param, code, error, words in told)
         if isinstance(error, TypeError) and (keyword := _KEYWORD.search(said)):
             refused = next((p for p, name in sent.items() if name == keyword[1]), None)
             if refused is not None and keyword[1] in arguments and declared(model, refused):

@@ -10,6 +10,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from pydantic import BaseModel
 
 from rfx_agent.evidence.tables import TopLogprobs
+from rfx_agent.fence import visible
 from rfx_agent.records import Message, Rollout, Usage
 from rfx_agent.samplers.openai.rows import read_table
 from rfx_agent.samplers.usage import HIDDEN, MOST_READ, MOST_UNSEEN, believed, count, estimate_tokens
@@ -97,7 +98,7 @@ def ended(message: BaseMessage) -> str | None:
     if isinstance(blocked, Mapping) and blocked.get("block_reason") and not message.content:  # Gemini's
         return "prohibited_content"
     reason = next((told[key] for key in _REASONS if isinstance(told.get(key), str)), None)
-    return None if reason is None else reason[:_LONGEST_REASON]
+    return None if reason is None else visible(reason[:_LONGEST_REASON], keep="")
 
 
 def _refusal(message: BaseMessage) -> str | None:

@@ -174,12 +174,12 @@ class ChatModelSampler(Sampler):
 
     def _failure(self, error: Exception) -> SamplerError:
         """``error`` of the model, without the keys that it may quote."""
-        mapped = map_error(error)
+        mapped = map_error(error, secrets_in(self.model))
         if mapped is error:
             return mapped
-        said = redact(str(mapped), secrets_in(self.model))
         make = SamplerTimeout if isinstance(mapped, SamplerTimeout) else SamplerError
-        return make(f"{self.name}: {said}", status=mapped.status, transient=mapped.transient, calls=mapped.calls)
+        told = {"status": mapped.status, "transient": mapped.transient, "calls": mapped.calls, "lost": mapped.lost}
+        return make(f"{self.name}: {mapped}", **told)  # type: ignore[arg-type]  # each as it was
 
     def _left_out(self, request: SampleRequest) -> list[str]:
         """What the draws went without because the model refused it."""

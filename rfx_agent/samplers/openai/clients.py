@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from pydantic_core import from_json
 
-from rfx_agent.checks import number, whole
+from rfx_agent.checks import MOST_SECONDS, number, whole
 from rfx_agent.errors import ConfigError, SamplerError, is_control_flow
 from rfx_agent.samplers.openai.provider_errors import map_error, spellings
 from rfx_agent.samplers.openai.reply import MalformedReplyError
@@ -55,17 +55,18 @@ class Reply:
     lost: int = 0
 
     @classmethod
-    def failed(cls, error: Exception, *, calls: int | None = None, lost: int | None = None) -> Self:
+    def failed(
+        cls, error: Exception, *, calls: int | None = None, lost: int | None = None, known: tuple[str, ...] = ()
+    ) -> Self:
         """A reply that is an error; ``calls`` and ``lost`` where the error cannot tell."""
-        mapped = map_error(error)
+        mapped = map_error(error, known)
         if mapped is not error:
             mapped.__cause__ = error
         if calls is not None:
             mapped.calls = calls
-        if lost is None:  # nobody counted: a request without a status may have been worked on
-            lost = mapped.calls if mapped.status is None else 0
-        mapped.lost = lost
-        return cls(None, mapped.calls, mapped, lost)
+        if lost is not None:
+            mapped.lost = lost
+        return cls(None, mapped.calls, mapped, mapped.lost or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def _send(ask: Ask) -> Reply:
     try:
         return _Raw.of(ask.call(ask.clients.sync()), ask.clients, tally).read()
     except Exception as error:  # noqa: BLE001  # the ports raise SamplerError only; see _failed
-        return _failed(error, tally)
+        return _failed(error, ask.clients, tally)
     finally:
         TALLY.set(None)
 
@@ -185,7 +186,7 @@ async def _asend(ask: Ask, gate: contextlib.AbstractAsyncContextManager[Any]) ->
         try:
             return _Raw.of(await ask.call(ask.clients.of_loop()), ask.clients, tally)
         except Exception as error:  # noqa: BLE001  # the ports raise SamplerError only; see _failed
-            return _failed(error, tally)
+            return _failed(error, ask.clients, tally)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +224,10 @@ def _decoded(body: bytes) -> Any:
         return json.loads(body)  # and takes more, such as half of a surrogate pair
 
 
-def _failed(error: Exception, tally: Tally) -> Reply:
+def _failed(error: Exception, clients: Clients, tally: Tally) -> Reply:
     if is_control_flow(error) or isinstance(error, ConfigError):
         raise error
-    return Reply.failed(error, lost=tally.lost if tally.sent else None)
+    return Reply.failed(error, lost=tally.lost if tally.sent else None, known=clients.secrets())
 
 
 class Clients:
@@ -271,7 +272,7 @@ class Clients:
         self.name = name
         self.base_url = base_url
         self._api_key = api_key
-        self._timeout = number(f"{name}: timeout", timeout, above=0)
+        self._timeout = number(f"{name}: timeout", timeout, above=0, most=MOST_SECONDS)
         self._max_retries = whole(f"{name}: max_retries", max_retries)
         self._http = http or (lambda asynchronous, seconds: http_client(asynchronous=asynchronous, seconds=seconds))
         self._own = own

@@ -7,16 +7,17 @@ SDK) is mapped by its nearest listed base, and a test fails until it is listed.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 from rfx_agent.errors import SamplerError, SamplerTimeout
 from rfx_agent.fence import visible
 
-__all__ = ["map_error", "redact", "spellings", "words_of"]
+__all__ = ["causes", "map_error", "redact", "spellings", "words_of"]
 
 _Kind: TypeAlias = Literal["timeout", "transient", "permanent", "status"]
 
@@ -78,15 +79,18 @@ _SAYS = (
     "details",
     "errors",
     "error_message",
+    "error_msg",
     "error_description",
+    "issues",
+    "raw",
     "reason",
     "title",
 )
 _TAG = re.compile(r"<[^<>]*>")
 
 
-def map_error(error: BaseException) -> SamplerError:
-    """``error`` as a ``SamplerError``, to be raised ``from`` it.
+def map_error(error: BaseException, known: tuple[str, ...] = ()) -> SamplerError:
+    """``error`` as a ``SamplerError``, to be raised ``from`` it. ``known`` are keys that the client holds.
 
     The message carries the provider's own, shortened and without keys; a key that the provider echoed is also
     taken out of ``error``, which a traceback would print. ``calls`` counts requests with their transport
@@ -94,9 +98,10 @@ def map_error(error: BaseException) -> SamplerError:
     """
     if isinstance(error, SamplerError):
         return error
-    secrets = _secrets(error)
+    secrets = (*_secrets(error), *known)
     words = redact(words_of(getattr(error, "body", None)), secrets)
-    _scrub(error, secrets)
+    for one in causes(error):
+        _scrub(one, secrets)
     status = getattr(error, "status_code", None)
     status = status if isinstance(status, int) else None
     kind = _kind(error)
@@ -110,7 +115,17 @@ def map_error(error: BaseException) -> SamplerError:
     cause = f": {type(error.__cause__).__name__}" if error.__cause__ is not None else ""
     message = f"{type(error).__name__}: {visible(said[: 2 * _LIMIT])[:_LIMIT]}{cause}"
     make = SamplerTimeout if kind == "timeout" else SamplerError
-    return make(message, status=status, transient=transient, calls=_calls(error))
+    calls = _calls(error)
+    return make(message, status=status, transient=transient, calls=calls, lost=calls if status is None else 0)
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """``error`` and what it came from, which a traceback prints too."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
@@ -125,8 +140,11 @@ def words_of(body: Any, depth: int = 0) -> str:
 
     Example:
         >>> words_of({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]})
-        "Extra inputs are not permitted ('body.seed')"
+        "Extra inputs are not permitted ('seed')"
     """
+    if isinstance(body, str) and body[:1] in ("{", "[") and depth < _DEPTH:
+        with contextlib.suppress(ValueError, RecursionError):  # one error quotes another
+            return words_of(json.loads(body[:64_000]), depth + 1)
     if isinstance(body, str):
         text = _TAG.sub(" ", body[:4_000]) if body.lstrip().startswith("<") else body[:4_000]
         return " ".join(text.split())[:_LIMIT]
@@ -138,9 +156,11 @@ def words_of(body: Any, depth: int = 0) -> str:
         return ""
     said = next((said for key in _SAYS if (said := words_of(body.get(key), depth + 1))), "")
     where = body.get("param", body.get("loc"))
-    place = ".".join(map(str, where)) if isinstance(where, (list, tuple)) else where
-    named = isinstance(place, str) and place and place not in said
-    return f"{said} ({place[:80]!r})" if said and named else said
+    place = where[-1] if isinstance(where, (list, tuple)) and where else where
+    if said and isinstance(place, str) and place and place not in said:
+        said = f"{said} ({place[:80]!r})"
+    quoted = words_of(body.get("metadata"), depth + 1)
+    return f"{said}: {quoted}"[:_LIMIT] if quoted and quoted not in said else said
 
 
 def spellings(key: str, *, least: int) -> tuple[str, ...]:
@@ -148,7 +168,10 @@ def spellings(key: str, *, least: int) -> tuple[str, ...]:
     if len(key) < least:
         return ()
     coded = base64.b64encode(key.encode(errors="replace")).decode().rstrip("=")
-    return tuple(dict.fromkeys((key, json.dumps(key)[1:-1], quote(key, safe=""), coded)))
+    in_json = json.dumps(key)[1:-1]
+    points = "".join(f"\\u{ord(c):04x}" for c in key)
+    urls = (quote(key, safe=""), quote(quote(key, safe=""), safe=""))
+    return tuple(dict.fromkeys((key, in_json, in_json.replace("/", "\\/"), points, *urls, coded)))
 
 
 def _kind(error: BaseException) -> _Kind:
@@ -177,12 +200,18 @@ def _secrets(error: BaseException) -> tuple[str, ...]:
 
 
 def _scrub(error: BaseException, secrets: tuple[str, ...]) -> None:
-    if not any(secret in f"{error} {error!r} {getattr(error, 'body', '')}" for secret in secrets):
+    if not any(secret in f"{error} {error!r} {vars(error)}" for secret in secrets):
         return
-    error.args = tuple(redact(arg, secrets) if isinstance(arg, str) else arg for arg in error.args)
-    for name in ("message", "body"):
-        if hasattr(error, name):
-            setattr(error, name, redact(str(getattr(error, name)), secrets))
+    error.args = tuple(redact(str(arg), secrets) if _holds(arg, secrets) else arg for arg in error.args)
+    for name, value in vars(error).items():
+        if _holds(value, secrets):
+            with contextlib.suppress(AttributeError, TypeError):
+                setattr(error, name, redact(str(value), secrets))
+
+
+def _holds(value: object, secrets: tuple[str, ...]) -> bool:
+    plain = isinstance(value, (str, bytes, dict, list, tuple))
+    return plain and any(secret in str(value) for secret in secrets)
 
 
 def _calls(error: BaseException) -> int:

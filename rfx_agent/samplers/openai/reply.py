@@ -29,7 +29,7 @@ UsageOf: TypeAlias = Literal["request", "choice"]
 # More text per reported token than any tokenizer gives: the count is of one choice only.
 _IMPLAUSIBLE_CHARS = 9
 _THOUGHTS = ("reasoning_content", "reasoning")
-_MOST_NAME = 200  # characters of an id or a reason of a server's, which stand in checkpoints
+_MOST_NAME = 100  # characters of an id or a reason of a server's, which stand in checkpoints
 
 
 class MalformedReplyError(ValueError):
@@ -133,7 +133,9 @@ def completion_tokens(
     choice only: ``usage_of`` says so if it is known; else it is inferred from completions that were cut at
     ``max_tokens`` and from the length of the text, and trusted where neither proves it wrong.
     """
-    entries = [len(c.entries) if c.entries else 0 for c in choices]
+    # No more than can have been written: a token is a byte at least, but for those that end a turn.
+    most = [max(max_tokens, len(c.text.encode(errors="replace")) + c.thought) for c in choices]
+    entries = [min(len(c.entries), n) if c.entries else 0 for c, n in zip(choices, most, strict=True)]
     if all(n or not c.text for n, c in zip(entries, choices, strict=True)):
         counted, said = sum(entries), reported or 0
         if len(choices) == 1:

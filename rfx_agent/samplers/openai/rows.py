@@ -17,6 +17,7 @@ __all__ = ["covered", "read_ids", "read_table"]
 
 T = TypeVar("T")
 _SPLIT = re.compile("[\ufffd]|[^\x00-\x7f]")
+_ENDING = 64  # characters of an end-of-turn token
 _SURE = 200  # characters at the beginning that are compared
 _PLACEHOLDER = re.compile(r"token_id:(\d{1,15})\Z")
 
@@ -62,9 +63,11 @@ def read_table(
 
 
 def _more(told: str, text: str) -> bool:
-    """Whether ``told`` has something before ``text``, such as what the model thought, which the text leaves out."""
-    if len(told.strip()) <= len(text.strip()):
-        return False
+    """Whether ``told`` is not of ``text``: it has something before it, such as what the model thought, or too much
+    behind it.
+    """
+    if not text.strip() or len(told.strip()) > len(text.strip()) + _ENDING:
+        return bool(told.strip())
     # Parts of a character show as U+FFFD, in either.
     begins, whole = (_SPLIT.split(x.strip(), maxsplit=1)[0][:_SURE] for x in (told, text))
     return not begins.startswith(whole[: len(begins)])
