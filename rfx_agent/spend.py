@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from rfx_agent.checks import shown
 from rfx_agent.errors import ConfigError
 
-__all__ = ["Spend", "Usage"]
+__all__ = ["MOST_USED", "Spend", "Usage"]
 
-_MOST = 2**53  # tokens of one call, or of all calls of a step
+MOST_USED = 2**40
+"""Tokens that a usage is bounded by: more than all models together write in a year."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Usage:
         calls: requests that reached the server, transport retries included.
 
     Raises:
-        ConfigError: an amount that no call can have used.
+        ConfigError: an amount that is no number of at least 0. One that is too large is bounded by ``MOST_USED``.
     """
 
     prompt_tokens: int = 0
@@ -33,12 +34,12 @@ class Usage:
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "completion_tokens", "calls"):
             value = getattr(self, name)
-            if type(value) is int and 0 <= value <= _MOST:
+            if type(value) is int and 0 <= value <= MOST_USED:
                 continue
-            if isinstance(value, float) and 0 <= value <= _MOST:  # a part of a token is paid as one
-                object.__setattr__(self, name, math.ceil(value))
-                continue
-            raise ConfigError(f"usage: {name} is {shown(value)}; give a whole number of at least 0")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+                raise ConfigError(f"usage: {name} is {shown(value)}; give a whole number of at least 0")
+            # A part of a token is paid as one; no price and no store can take more than the bound.
+            object.__setattr__(self, name, MOST_USED if value > MOST_USED else math.ceil(value))
 
     @property
     def tokens(self) -> int:
