@@ -157,7 +157,7 @@ def words_of(body: Any, depth: int = 0) -> str:
     said = next((said for key in _SAYS if (said := words_of(body.get(key), depth + 1))), "")
     where = body.get("param", body.get("loc"))
     place = where[-1] if isinstance(where, (list, tuple)) and where else where
-    if said and isinstance(place, str) and place and place not in said:
+    if said and isinstance(place, str) and place and not re.search(rf"\b{re.escape(place)}\b", said):
         said = f"{said} ({place[:80]!r})"
     quoted = words_of(body.get("metadata"), depth + 1)
     return f"{said}: {quoted}"[:_LIMIT] if quoted and quoted not in said else said
