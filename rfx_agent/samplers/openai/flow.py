@@ -173,6 +173,8 @@ class _Harvest:
         if reply.error:
             self.error = reply.error
             return draws if isinstance(reply.error.__cause__, MalformedReplyError) else range(0)
+        if not choices:  # the server worked, and gave nothing of it
+            self.count(draws, Reply(None, 0, lost=1))
         if len(choices) == 1 < len(draws):  # none at all says nothing of ``n``
             traits.max_n = 1
         reported = reply.data.get("usage") or {}
