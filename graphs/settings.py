@@ -6,7 +6,8 @@ What only the deployment's operator decides comes from the environment:
                               embedded model
     RFX_API_KEY               the key of that server, and of no other
     RFX_BASE_URL_<NAME>       a further server that assistants may name, and RFX_API_KEY_<NAME> its key
-    RFX_BASE_URLS             further servers that ask for no key, with commas between
+    RFX_BASE_URLS             further servers that ask for no key, with commas between; one that is the only server is
+                              sent RFX_API_KEY
     RFX_STORE                 URL of a shared budget's store: runs that are killed pay for nothing twice
     RFX_TOKENS_PER_HOUR       with it, tokens that recovery may spend per hour, all assistants together
     RFX_SANDBOX               where programs run that a model writes: monty (the default), a subset of Python, or
@@ -246,8 +247,11 @@ def _keys(url: str) -> list[str]:
     """The variables of the keys that belong to the server at ``url``; "" where it needs none; none is listed: []."""
     named = [name for name in sorted(os.environ) if re.fullmatch(r"RFX_BASE_URL(_[A-Z0-9_]+)?", name)]
     keys = [f"RFX_API_KEY{n.removeprefix('RFX_BASE_URL')}" for n in named if _same(os.environ[n]) == _same(url)]
-    free = any(_same(one) == _same(url) for one in os.environ.get("RFX_BASE_URLS", "").split(",") if one.strip())
-    return keys or ([""] if free else [])
+    listed = [one for one in os.environ.get("RFX_BASE_URLS", "").split(",") if one.strip()]
+    if not keys and any(_same(one) == _same(url) for one in listed):
+        # Where there is one server alone, the key can be of no other.
+        keys = ["RFX_API_KEY"] if len(listed) == 1 and not named else [""]
+    return keys
 
 
 @cache
