@@ -221,5 +221,5 @@ def _calls(error: BaseException) -> int:
         return 0
     count = (getattr(request, "headers", None) or {}).get("x-stainless-retry-count", "0")
     before = int(count) if str(count).isdigit() else 0
-    unsent = type(error.__cause__).__name__ in _UNSENT or type(error).__name__ in _UNSENT
+    unsent = any(type(x).__name__ in _UNSENT for x in causes(error))  # LangChain puts errors of its own around
     return before if unsent else before + 1
