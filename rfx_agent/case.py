@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.kinds import kind_of
 from rfx_agent.records import Agreement, Evidence, Kind, Rollout, Spend, Step
 
-__all__ = ["Ask", "Attempt", "Case", "Decision", "Diagnosis", "Outcome", "Regime", "Status"]
+__all__ = ["Ask", "Attempt", "Case", "Decision", "Diagnosis", "FinishedCase", "Outcome", "Regime", "Status"]
 
 Regime: TypeAlias = Literal["stochastic", "structural", "out_of_reach"]
 """What kind of failure one is: an unlucky draw, one that resists more draws, one that nothing is expected to rescue."""
@@ -312,3 +312,11 @@ class Case:
         """With ``notes`` appended, those already there left out."""
         new = dict.fromkeys(n for n in notes if n not in self.notes)
         return replace(self, notes=(*self.notes, *new)) if new else self
+
+
+class FinishedCase(Case):
+    """A ``Case`` that has its outcome, for type checkers: what ``Recovery.run`` returns."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        outcome: Outcome  # never None

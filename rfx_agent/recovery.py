@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast
 
 from rfx_agent import ports
 from rfx_agent.accepted import CandidateLike, SamplerLike, ToolLike, VerifierLike
 from rfx_agent.budgets.shared import SharedBudget
 from rfx_agent.budgets.step import Price, RetryBudget
-from rfx_agent.case import Case
+from rfx_agent.case import FinishedCase
 from rfx_agent.checks import spelled
 from rfx_agent.engine.drive import drive, drive_async
 from rfx_agent.engine.nodes import recover, start
@@ -89,8 +89,8 @@ class Recovery(Settings):
             None.
         price: of the sampler's tokens; required by a cap on money, in ``budget`` or in ``shared``. See
             ``rfx_agent.price_of``.
-        accept: least confidence from which an answer that only an opinion passed is ``rescued``. 0 takes every pass,
-            also one that nobody measured the worth of.
+        accept: least confidence from which an answer that only an opinion passed is ``rescued``. 0 accepts every
+            pass, measured or not.
         hold_first: whether a first answer that only an opinion passes is held to ``accept`` too. By default it is
             accepted, with its confidence.
         second_opinion: another verifier, asked only about an answer that ``verifier`` passed as an opinion and with a
@@ -140,7 +140,7 @@ class Recovery(Settings):
             **options: Unpack[Options],
         ) -> None: ...
 
-    def run(self, step: Step | Prompt, candidate: CandidateLike | None = None, *, run_id: str = "") -> Case:
+    def run(self, step: Step | Prompt, candidate: CandidateLike | None = None, *, run_id: str = "") -> FinishedCase:
         """Recover ``step`` without a graph, blocking.
 
         Args:
@@ -161,9 +161,11 @@ class Recovery(Settings):
             SamplerError: only where the sampler itself is at fault; a model that cannot be reached is an outcome.
         """
         run = Run.of(self)
-        return drive(recover(run, start(run, step, candidate, run_id=run_id)))
+        return cast("FinishedCase", drive(recover(run, start(run, step, candidate, run_id=run_id))))
 
-    async def arun(self, step: Step | Prompt, candidate: CandidateLike | None = None, *, run_id: str = "") -> Case:
+    async def arun(
+        self, step: Step | Prompt, candidate: CandidateLike | None = None, *, run_id: str = ""
+    ) -> FinishedCase:
         """The same on the running event loop."""
         run = Run.of(self)
-        return await drive_async(recover(run, start(run, step, candidate, run_id=run_id)))
+        return cast("FinishedCase", await drive_async(recover(run, start(run, step, candidate, run_id=run_id))))

@@ -1,11 +1,13 @@
 """What the verifier and the tool are shown of an agent's request and of its answer: ``prompt`` and ``answer``."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ToolStrategy
+from langchain_core.language_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.prompt_values import StringPromptValue
 from langgraph.checkpoint.memory import InMemorySaver
@@ -243,3 +245,21 @@ def test_a_recovery_shares_what_it_learns_of_its_draws(invoke: Callable[..., Any
         recovery = Recovery(ScriptedSampler(["42"]), judge)
         invoke(agent(model("42"), RecoverabilityMiddleware(recovery, **draws)), ASKED)
         assert recovery.right_rates.knows("")
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_two_answers_under_one_message_id_are_told_apart(how: str) -> None:
+    model = FakeMessagesListChatModel(responses=[AIMessage("41", id="same"), AIMessage("42", id="same")])
+    made = create_agent(model, [], middleware=[RecoverabilityMiddleware(verifier=lambda text: "42" in text)])
+    asked = {"messages": [("user", "6 times 7?")]}
+    state = made.invoke(asked) if how == "sync" else asyncio.run(made.ainvoke(asked))
+    assert state["messages"][-1].text == "42"
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_refusal_is_no_answer_whatever_stands_in_it(how: str) -> None:
+    refusal = AIMessage("", additional_kwargs={"refusal": "I cannot say 42"})
+    recovery = Recovery(FakeMessagesListChatModel(responses=[refusal, AIMessage("42")]), lambda text: "42" in text)
+    case = recovery.run("q") if how == "sync" else asyncio.run(recovery.arun("q"))
+    assert [x.kind for x in case.rollouts] == ["refused", None]
+    assert case.outcome.text == "42"

@@ -338,3 +338,17 @@ def test_what_cannot_work_is_refused_with_the_remedy() -> None:
             builder.compile().invoke({"question": QUESTION}, config)
     graph = built(State, builder.compile(), checkpointer=InMemorySaver())
     assert "__interrupt__" in graph.invoke({"question": QUESTION}, THREAD)
+
+
+def test_a_verifier_in_the_place_of_a_recovery_is_named() -> None:
+    node = recoverable(lambda state: {"answer": "41"}, lambda text: "42" in text, prompt="question", answer="answer")
+    with pytest.raises(ConfigError, match="verifier="):
+        built(State, node).invoke({"question": "6 times 7?"})
+
+
+def test_a_state_without_keys_is_refused_behind_a_node() -> None:
+    builder = StateGraph(Annotated[list, operator.add])
+    builder.add_node("solve", lambda state: ["41"])
+    builder.add_edge(START, "solve")
+    with pytest.raises(ConfigError, match="recoverable"):
+        add_recovery(builder, "solve", deployment("42"))

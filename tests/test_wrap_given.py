@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from pydantic import BaseModel
 
@@ -177,3 +178,17 @@ def test_a_recovery_goes_by_position_or_name(call: Callable[..., Any]) -> None:
     )
     assert call(with_recovery(RunnableLambda(lambda _: "41"), whole), "q") == "42"
     assert call(with_recovery(RunnableLambda(lambda _: "41"), recovery=whole), "q") == "42"
+
+
+@both
+@pytest.mark.parametrize("answer", [None, "messages"])
+def test_of_an_agents_state_the_last_message_is_judged(call: Callable[..., Any], answer: str | None) -> None:
+    said = iter(["no", "yes"])
+    agent = RunnableLambda(lambda state: {"messages": [*state["messages"], AIMessage(next(said))]})
+    wrapped = with_recovery(agent, verifier=lambda text: text == "yes", answer=answer)
+    assert call(wrapped, {"messages": [HumanMessage("say yes")]})["messages"][-1].text == "yes"
+
+
+def test_a_future_is_no_answer_yet() -> None:
+    with pytest.raises(ConfigError, match=r"task\(x\)\.result\(\)"):
+        with_recovery(lambda _: Future(), verifier=lambda text: True).invoke("q")

@@ -204,6 +204,7 @@ class Attempts(Sampler):
         self.outputs: dict[str, Any] = {}
         self.flaws: dict[str, Verdict] = {}
         self.made: list[Made] = []
+        self._texts: dict[str, str] = {}
         self._numbers = itertools.count(1)
 
     def _of(self, thing: Thing) -> None:
@@ -229,8 +230,10 @@ class Attempts(Sampler):
         """Keep what a run gave under its response id."""
         self.made.append(made)
         if made.rollout is not None:
-            key = made.rollout.response_id or response_id(len(self.made))
-            if made.rollout.response_id is None:
+            key, text = made.rollout.response_id or response_id(len(self.made)), made.rollout.text
+            if self._texts.setdefault(key, text) != text:  # an id that is set by the user says nothing of the response
+                key = f"{key}:{len(self.made)}"
+            if made.rollout.response_id != key:
                 made.rollout = replace(made.rollout, response_id=key)
             if made.flaw is not None:
                 self.flaws.setdefault(key, made.flaw)

@@ -13,7 +13,7 @@ from rfx_agent.engine.run import Purchase, Run
 from rfx_agent.errors import ConfigError, FeatureError, VerifierError
 from rfx_agent.events import Judged, Reserved, Scored
 from rfx_agent.evidence.features import evidence_of, places
-from rfx_agent.evidence.kinds import kind_of
+from rfx_agent.evidence.kinds import REFUSAL, kind_of
 from rfx_agent.evidence.tables import TopLogprobs
 from rfx_agent.evidence.verdicts import joined, owned
 from rfx_agent.records import Rollout, ScoreResult, Spend, Step, Usage, Verdict
@@ -83,10 +83,23 @@ def _none_of(name: str, rollout: Rollout, why: str) -> str:
 
 
 def verdict_call(run: Run, step: Step, rollout: Rollout, peers: Sequence[Rollout]) -> Call:
-    """Ask the verifier about ``rollout``; cancelled after ``Recovery.verdict_seconds``, unless it cannot hang."""
+    """Ask the verifier about ``rollout``; cancelled after ``Recovery.verdict_seconds``, unless it cannot hang.
+
+    What a model says in the place of an answer is none, whatever stands in it.
+    """
+    if rollout.finish_reason == REFUSAL:
+        return Call(_refused, _arefused)
     verifier = run.verifier
     limit = None if verifier.instant else run.settings.verdict_seconds
     return Call(verifier.verify, verifier.averify, (step, rollout), {"peers": peers}, limit)
+
+
+def _refused() -> Verdict:
+    return Verdict(False, reason="the model refused to answer", kind="refused")
+
+
+async def _arefused() -> Verdict:
+    return _refused()
 
 
 def price_of_verdicts(run: Run, replies: Sequence[Reply], bound: Spend | None = None) -> Spend:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from rfx_agent.records import Kind, Rollout
 from rfx_agent.thinking import after_thinking
 
-__all__ = ["kind_of", "was_cut", "was_refused"]
+__all__ = ["REFUSAL", "kind_of", "was_cut", "was_refused"]
+
+REFUSAL = "refusal"
+"""The finish reason of a rollout whose text is what the model said in the place of an answer."""
 
 # Finish reasons of OpenAI, Anthropic, Gemini, Cohere, Mistral, Bedrock and Ollama, in lower case.
 _CUT = frozenset(
@@ -16,7 +19,7 @@ _CUT = frozenset(
 )
 _REFUSED = frozenset(
     {
-        *("content_filter", "content_filtered", "refusal", "safety", "recitation", "blocklist", "prohibited_content"),
+        *("content_filter", "content_filtered", REFUSAL, "safety", "recitation", "blocklist", "prohibited_content"),
         *("spii", "image_safety", "guardrail_intervened", "error_toxic"),
     }
 )

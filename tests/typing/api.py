@@ -15,6 +15,7 @@ from rfx_agent import (
     Case,
     Delegate,
     ExactVerifier,
+    Outcome,
     ProgramTool,
     RecoverabilityMiddleware,
     Recovery,
@@ -144,8 +145,10 @@ def graphs(recovery: Recovery, builder: "StateGraph[State, Any, State, State]") 
 
 async def engine(recovery: Recovery, step: Step) -> None:
     """The engine by itself."""
-    assert_type(recovery.run(step, "41"), Case)
-    assert_type(await recovery.arun("q", run_id="r"), Case)
+    case: Case = recovery.run(step, "41")
+    assert_type(case.step, Step)
+    assert_type(recovery.run("q").outcome.text, str | None)
+    assert_type((await recovery.arun("q", run_id="r")).outcome, Outcome)
     recovery.run(step, 41)  # type: ignore[arg-type]
 
 

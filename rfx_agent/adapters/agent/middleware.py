@@ -86,8 +86,8 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
 
     A failed answer of which the verifier says what is wrong is revised: the answer and the feedback stand in that one
     request, never in the thread. In an agent with tools only a malformed structured response is, unless ``remedies``
-    lists ``Revise()``, as it was not shown to help; nor does the agent hear of the feedback where the revised draw
-    calls a tool.
+    lists ``Revise()``, as it was not shown to help. Where the revised draw calls a tool, the feedback is
+    dropped.
 
     Order (the first in the list is the outermost):
 

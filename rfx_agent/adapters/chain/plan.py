@@ -123,6 +123,12 @@ class Plan:
 
     def _text(self, output: Any) -> str:
         value = output if self.answer is None else read(output, self.answer, "with_recovery: answer")
+        value = _last_message(value) or value
+        if hasattr(value, "add_done_callback"):
+            raise ConfigError(
+                f"with_recovery: the chain gives a {type(value).__name__}, which is no answer yet; wrap a function "
+                "that waits for it: lambda x: task(x).result()"
+            )
         kind: Any = type(value)
         if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__ and not isinstance(value, BaseModel):
             raise ConfigError(
@@ -173,6 +179,13 @@ def _cause(attempts: Attempts) -> Exception | None:
     """What the chain raised: that it is out of order, else why its first failed answer was none."""
     raised = [x for x in attempts.made if x.error is not None]
     return next((x.error for x in raised if x.rollout is None), raised[0].error if raised else None)
+
+
+def _last_message(value: Any) -> AIMessage | None:
+    """The answer of an agent's state or of a conversation: the AI message at the end of its messages."""
+    messages = value.get("messages") if isinstance(value, Mapping) else value
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return last if isinstance(last, AIMessage) else None
 
 
 def retracted(made: Made) -> Retracted | None:

@@ -24,7 +24,7 @@ from rfx_agent.adapters.given import (
 )
 from rfx_agent.adapters.texts import checked_reading
 from rfx_agent.budgets.step import RetryBudget
-from rfx_agent.checks import among
+from rfx_agent.checks import among, shown
 from rfx_agent.engine.run import Run
 from rfx_agent.errors import ConfigError
 from rfx_agent.recovery import Recovery
@@ -179,17 +179,18 @@ def with_recovery(
         tool: what ``tool_verify`` runs.
         budget: caps on one call.
         prompt: the key of the input that holds the prompt, or a function from the input to text, messages or a
-            ``Step``; by default the input's messages, or the input as text: as JSON, where it is neither, with ``str``
-            of what has no JSON. Behind a prompt template it is what the template makes.
+            ``Step``; by default the input's messages, or the input as text; anything else as JSON, with
+            ``str`` for values that JSON lacks. For ``template | model`` it is the formatted prompt.
         answer: what the verifier reads of an output: a key of it, or a function to text. By default a string as it
-            is, a message's text, anything else as JSON. A message that calls tools is no answer and passes on, as in
-            an agent; ``answer="tool_calls"`` has the calls judged, as JSON.
+            is, a message's text, the last of the ``messages`` of an agent's state, anything else as JSON. A message
+            that calls tools is no answer and passes on, as in an agent; ``answer="tool_calls"`` has the calls judged,
+            as JSON.
         expected: what the verifier compares with: a key of the input, or a function of it. No model sees it.
         on_unresolved: whether a failure that nothing rescued raises ``Unresolved``, or returns the best output that
             failed; in a message ``response_metadata["rfx"]`` says so. Where no run gave an output it always raises.
         restore: makes an output from a text that no run of the chain produced (a tool's result, a person's
             answer). By default strings and messages are made; other types need it.
-        revise: makes the input of a revision from the chain's input and the text that is to stand behind its prompt.
+        revise: makes the input of a revision from the chain's input and the text to be appended to its prompt.
             By default text, messages and mappings that hold the prompt as one of their values are understood; of any
             other input there is no revision.
         failures: exceptions of the chain that are failed answers, not a chain out of order: such a run is judged as
@@ -250,5 +251,6 @@ def _chain(runnable: Any) -> Runnable[Any, Any]:
         return coerce_to_runnable(runnable)  # type: ignore[no-any-return]  # of a value of any type
     except TypeError as error:
         raise ConfigError(
-            f"with_recovery: runnable is {runnable!r}; give a chain, a chat model or a function"
+            f"with_recovery: runnable is {shown(runnable)}; give a chain, a chat model or a function"
+            f"{', such as what its compile() returns' if hasattr(runnable, 'compile') else ''}"
         ) from error

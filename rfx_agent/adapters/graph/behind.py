@@ -62,6 +62,10 @@ def add_recovery(
     under the same key, in the same form. The parent declares none of the recovery graph's keys. What led on from
     ``after`` leads on from ``name``; call this when those edges are there, or add them to ``name`` later.
 
+    Where ``after`` sends its work elsewhere with a ``Command`` or a ``Send`` that it does not declare, that goes on
+    beside the recovery; of several answers that parallel runs of ``after`` leave, the last is judged. Make the node
+    ``recoverable`` in these cases.
+
     A state without an answer goes through as it is: nothing, no AI message, or one that calls tools. A person's
     interrupt needs a checkpointer on the parent graph; on resume neither ``after`` nor anything paid for runs again.
 
@@ -214,6 +218,11 @@ def _check(builder: StateGraph[Any, Any, Any, Any], after: str, keys: Keys, name
         raise ConfigError(f"add_recovery: after is {after!r}; give one of the nodes {sorted(builder.nodes)}")
     if name in builder.nodes:
         raise ConfigError(f"add_recovery: there is a node {name!r} already; give another name=")
+    if "__root__" in builder.channels:
+        raise ConfigError(
+            "add_recovery: the graph's state has no keys, so there is none for the answer; make the node recoverable "
+            "itself: recoverable(node, recovery)"
+        )
     for parameter, key in keys.unknown(Place(builder.channels, builder.managed), None):
         raise no_key("add_recovery", parameter, key, sorted(builder.channels))
     if branches := builder.branches.get(after):

@@ -9,8 +9,9 @@ from langchain_core.runnables import run_in_executor
 from langgraph.config import get_stream_writer
 from langgraph.runtime import get_runtime
 
+from rfx_agent.checks import shown
 from rfx_agent.engine.settings import Settings
-from rfx_agent.errors import ConfigError
+from rfx_agent.errors import ConfigError, RfxError
 from rfx_agent.events import Event, as_record
 from rfx_agent.recovery import Recovery
 
@@ -56,9 +57,20 @@ class Source:
 
     def _made(self, context: Any) -> Recovery:
         assert self._make is not None  # noqa: S101  # there is no fixed one
-        recovery = self._make(context)
+        try:
+            recovery = self._make(context)
+        except RfxError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{self._where}: {self._make!r}, given in the place of a Recovery, broke on the run's context "
+                f"({type(context).__name__}): {type(error).__name__}: {error}; a verifier goes by name: verifier=..."
+            ) from error
         if not isinstance(recovery, Recovery):
-            raise ConfigError(f"{self._where}: the factory gave {recovery!r}; let it return a rfx_agent.Recovery")
+            raise ConfigError(
+                f"{self._where}: {self._make!r}, given in the place of a Recovery, returned {shown(recovery)}; let it "
+                "make a Recovery of the run's context; a verifier goes by name: verifier=..."
+            )
         return recovery
 
 

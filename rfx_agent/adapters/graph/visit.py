@@ -193,6 +193,16 @@ class Visit:
             )
         return answer
 
+    def left(self) -> None:
+        """Say once that a command for the parent graph took the node's answer past the verifier."""
+        if self.name not in self.plan.told:
+            self.plan.told.add(self.name)
+            _log.warning(
+                "recoverable: %s left its graph by a Command for the parent, so there was nothing to verify; make the "
+                "node inside it recoverable",
+                self.name,
+            )
+
     def judged(self, output: Any, answer: Answer, recovery: Recovery) -> Flow[Any]:
         """The update to give after a first run that answered: its own where it passes, else what recovery came to.
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableParallel
+from langgraph.errors import ParentCommand
 from langgraph.graph import StateGraph
 
 from rfx_agent.adapters.graph.visit import Plan, Rerun, Visit
@@ -162,6 +163,9 @@ class RecoverableNode(RunnableLambda[Any, Any]):
             output = self._node.invoke(input, config, **kwargs)
         except self._plan.failures as error:
             return drive(visit.failed(error, self._plan.source.get()))
+        except ParentCommand:
+            visit.left()
+            raise
         return _recovered(visit, output)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002  # LangChain's name
@@ -172,6 +176,9 @@ class RecoverableNode(RunnableLambda[Any, Any]):
             output = await self._node.ainvoke(input, config, **kwargs)
         except self._plan.failures as error:
             return await drive_async(visit.failed(error, await self._plan.source.aget()))
+        except ParentCommand:
+            visit.left()
+            raise
         return await _arecovered(visit, output)
 
 
