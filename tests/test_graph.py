@@ -271,7 +271,7 @@ def test_a_person_may_be_asked_under_a_context(invoke: Callable[..., Any]) -> No
 
 
 def test_a_factory_has_to_give_a_recovery() -> None:
-    with pytest.raises(ConfigError, match=r"the factory gave 3; let it return a rfx_agent\.Recovery"):
+    with pytest.raises(ConfigError, match=r"returned 3; let it make a Recovery of the run's context"):
         recovery_graph(lambda context: 3).invoke(step_input(STEP, "41"))  # type: ignore[arg-type, return-value]
     with pytest.raises(ConfigError, match="a function from the run's context to a Recovery"):
         recovery_graph(Recovery)
