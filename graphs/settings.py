@@ -237,8 +237,8 @@ def _server(settings: Settings) -> tuple[str | None, str | None, str]:
         )
     if settings.api_key_env and settings.api_key_env not in keys:
         raise ConfigError(
-            f"settings: api_key_env is {settings.api_key_env!r}, which is no key of {url!r}; leave it empty, or have "
-            f"the operator set RFX_BASE_URL{settings.api_key_env.removeprefix('RFX_API_KEY')} to that server"
+            f"settings: api_key_env is {settings.api_key_env!r}, and {url!r} has no key of that name; leave it empty, "
+            f"or have the operator set RFX_BASE_URL{settings.api_key_env.removeprefix('RFX_API_KEY')} to that server"
         )
     return url, settings.model or model, settings.api_key_env or keys[0]
 

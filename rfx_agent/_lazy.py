@@ -45,4 +45,4 @@ def _stand_in(package: str, name: str, missing: ConfigError) -> type:
         raise ConfigError(f"{name}: {missing}") from missing
 
     members = {"__new__": refuse, "__init_subclass__": classmethod(refuse), "__module__": package}
-    return type(name, (), {**members, "__doc__": f"Not to be had here: {missing}."})
+    return type(name, (), {**members, "__doc__": f"Unavailable: {missing}."})

@@ -118,7 +118,7 @@ class SamplerError(RfxError):
         status: HTTP status where there was one.
         transient: whether the same request may succeed later.
         calls: requests that reached the server before this was raised.
-        lost: of these, the ones that the server may have worked on; None where nobody knows.
+        lost: of these, the ones that the server may have worked on; None if unknown.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ MOST_USED = 2**40
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a model call really cost, as counted from what came back.
+    """Tokens and requests that model calls used.
 
     Attributes:
         prompt_tokens: tokens read.
@@ -24,7 +24,7 @@ class Usage:
         calls: requests that reached the server, transport retries included.
 
     Raises:
-        ConfigError: an amount that is no number of at least 0. One that is too large is bounded by ``MOST_USED``.
+        ConfigError: an amount is negative or not a number. One above ``MOST_USED`` becomes ``MOST_USED``.
     """
 
     prompt_tokens: int = 0

@@ -342,7 +342,7 @@ class Reported(BaseCallbackHandler):
 
 
 def checked_failures(who: str, given: Any) -> None:
-    """Raise ``ConfigError`` on what is no tuple of exception classes."""
+    """Check that ``given`` is a tuple of exception classes; else raise ``ConfigError``."""
     if not isinstance(given, tuple) or not all(isinstance(f, type) and issubclass(f, Exception) for f in given):
         raise ConfigError(f"{who}: failures is {given!r}; give a tuple of exception classes")
 

@@ -13,7 +13,6 @@ from rfx_agent.errors import ConfigError
 from rfx_agent.recovery import AgentOptions, Options, Recovery
 
 __all__ = [
-    "FACTORY",
     "AgentOptions",
     "OnUnresolved",
     "Options",
@@ -30,8 +29,8 @@ OnUnresolved = Literal["raise", "return"]
 """What becomes of a failure that nothing rescued: ``Unresolved`` is raised, or the failed answer is returned."""
 
 
-FACTORY = "a function from the run's context to a Recovery"
-_NAMES = (*AgentOptions.__annotations__, *Options.__annotations__, "verifier", "sampler", "tool", "budget")
+_FACTORY = "a function from the run's context to a Recovery"
+_NAMES = (*Options.__annotations__, "verifier", "sampler", "tool", "budget")
 _INTERRUPTS = (
     "interrupts is no parameter here, because a resume would run it again from its top; to ask a person use "
     "add_recovery(..., interrupts=True), or give an escalator="
@@ -63,6 +62,7 @@ def recovery_of(
         if name not in _NAMES:
             raise ConfigError(_unknown(who, name, list(inspect.signature(where).parameters)))
     given = {name: value for name, value in named.items() if value is not None} | dict(options)
+    listed = ", ".join(f"{name}=" for name in given)
     if recovery is None:
         if "verifier" not in given:
             raise ConfigError(
@@ -72,18 +72,15 @@ def recovery_of(
     if isinstance(recovery, Recovery):
         if given:
             raise ConfigError(
-                f"{who}: a Recovery and {', '.join(map('{}='.format, given))} are given; give one of them, or change "
+                f"{who}: a Recovery and {listed} are given; give one of them, or change "
                 "the recovery: dataclasses.replace(recovery, ...)"
             )
         return recovery
     if factory and callable(recovery) and not isinstance(recovery, type) and not hasattr(recovery, "verify"):
         if given:
-            raise ConfigError(
-                f"{who}: {FACTORY} and {', '.join(map('{}='.format, given))} are given; give them to the Recovery that "
-                "it makes"
-            )
+            raise ConfigError(f"{who}: {_FACTORY} and {listed} are given; give them to the Recovery that it makes")
         return recovery
-    more = f", or {FACTORY}" if factory else ""
+    more = f", or {_FACTORY}" if factory else ""
     raise ConfigError(f"{who}: recovery is {recovery!r}; give a Recovery{more}; a verifier goes by name: verifier=...")
 
 

@@ -52,7 +52,7 @@ def kinds_lines(found: dict[str, Any]) -> list[str]:
 
 
 def regime_table(found: dict[str, Any]) -> Table:
-    """Regimes per cell, as ``audit`` gives them."""
+    """Build the table of regimes per cell from what ``audit`` found."""
     counts = ("failures", "stochastic", "structural", "out of reach", "retry")
     made = table("Regimes", "model", "task", *counts, left=2)
     for cell in found["cells"]:

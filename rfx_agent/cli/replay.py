@@ -112,7 +112,7 @@ class ReplaySteerer(Steerer):
         self._next: dict[str, int] = {}
 
     def steer(self, step: Step, operator: str, rollout: Rollout, request: SampleRequest) -> SampleResult:
-        """The next recorded decode with ``operator``.
+        """Return the next recorded draw that was steered by ``operator``.
 
         Raises:
             SamplerError: it failed when it was recorded, or none is left.

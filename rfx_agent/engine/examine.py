@@ -70,7 +70,7 @@ def second(run: Run, case: Case, rollout: Rollout) -> Flow[Case]:
 
 
 def unasked(run: Run, case: Case, rollout: Rollout) -> bool:
-    """Whether the second opinion is still to be asked about ``rollout``."""
+    """Whether ``rollout`` still needs the second opinion."""
     other = run.settings.second_opinion
     if other is None or rollout.verdict is None or any(x.by == other.name for x in rollout.verdict.opinions):
         return False

@@ -57,7 +57,10 @@ class LearnedPolicy:
         whole("policy: explore", self.explore)
 
     def learn(self, case: Case) -> LearnedPolicy:
-        """With the outcome of one finished case. The candidate is left out: it failed by selection, not by chance."""
+        """Return a policy that also knows one finished case.
+
+        The candidate is not counted: the case exists only because it failed.
+        """
         return replace(self, belief=self.belief + seen_in(case))
 
     def refreshed(self, store: PolicyStore) -> LearnedPolicy:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["HIDDEN", "MOST_READ", "MOST_UNSEEN", "believed", "count", "estimate_tokens", "has_pictures"]
+__all__ = ["MOST_READ", "MOST_UNSEEN", "believed", "count", "estimate_tokens", "has_pictures", "hidden"]
 
 # Low on purpose: better to charge a budget too much than too little.
 _CHARS_PER_TOKEN = 3
@@ -18,14 +18,25 @@ MOST_UNSEEN = 131_072
 MOST_READ = 2**21
 """Most tokens of one prompt: no model reads more."""
 
-HIDDEN = ("reasoning", "audio", "image", "reasoning_tokens", "audio_tokens", "image_tokens")
-"""Where a provider counts what its text does not show."""
+_HIDDEN = ("reasoning", "audio", "image", "reasoning_tokens", "audio_tokens", "image_tokens")
 
 
 def has_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a prompt has parts that are no text, which have counts of their own."""
     parts = (part for m in messages if isinstance(content := m.get("content"), list) for part in content)
     return any(not (isinstance(part, Mapping) and part.get("type") == "text") for part in parts)
+
+
+def hidden(details: object) -> int:
+    """Tokens that a provider says it wrote and does not show, as far as that is plausible.
+
+    Args:
+        details: what it says of them by kind, such as ``{"reasoning_tokens": 890}``.
+    """
+    if not isinstance(details, Mapping):
+        return 0
+    told = sum(count(details.get(name)) or 0 for name in _HIDDEN)
+    return told if told <= MOST_UNSEEN else 0
 
 
 def estimate_tokens(text: str) -> int:
@@ -39,7 +50,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def count(value: object) -> int | None:
-    """A number of tokens as somebody reports it, or None where it is no number of tokens.
+    """Read a token count as a provider reports it; None if it is not one.
 
     Example:
         >>> count(12), count("12"), count(12.0), count(-1), count(True), count(float("nan")), count([12])

@@ -49,7 +49,7 @@ def answer_in(value: Any, form: Form = Form(), old: Any = None) -> Answer | None
 
     Args:
         value: what a node wrote, or what the state has.
-        form: how the key takes updates.
+        form: how the graph merges an update into the key.
         old: what the state had before; a message that it had already is no answer to it.
     """
     value, _ = _opened(value)
@@ -164,7 +164,7 @@ def made_of(text: str, form: Form, old: Any) -> Any:
 
     Args:
         text: the answer.
-        form: how the key takes updates.
+        form: how the graph merges an update into the key.
         old: what the state has under the key.
 
     Raises:

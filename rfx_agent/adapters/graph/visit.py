@@ -174,7 +174,7 @@ class Visit:
         """The answer in the first run's update.
 
         Raises:
-            ConfigError: its key is no key of the graph, and the update is for no other graph.
+            ConfigError: the graph has no such key, and the update is not for the parent graph.
         """
         for parameter, key in self._late:
             if not _for_parent(output):

@@ -139,7 +139,7 @@ class Database:
         with self._engine.connect() as connection:
             now = self._now(connection)
             while True:  # a transaction each: others come in between
-                found = connection.execute(does.prune, {"now": now + self._keep - older, "most": _FORGOTTEN}).rowcount
+                found = connection.execute(does.forget, {"now": now + self._keep - older, "most": _FORGOTTEN}).rowcount
                 connection.commit()
                 went[1] += found
                 if found < _FORGOTTEN:

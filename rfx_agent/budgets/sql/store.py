@@ -161,7 +161,7 @@ class SQLStore(AsyncClosing, BudgetStore):
                 an SQLite file needs as much room again.
 
         Raises:
-            ConfigError: ``older`` is no number of seconds.
+            ConfigError: ``older`` is not a number of seconds.
             StoreError: the database could not be reached.
         """
         span = micros(number("sql store: older", older, least=0, unit="seconds", most=MOST_SECONDS))

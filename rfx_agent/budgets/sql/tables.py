@@ -105,7 +105,6 @@ class Statements:
         self.late = sa.select(holds.c.id, holds.c.claims).where(late).order_by(holds.c.due).limit(some)
         old = sa.select(holds.c.id).where(holds.c.state != OPEN, holds.c.due <= clock).limit(some)
         self.forget = sa.delete(holds).where(holds.c.id.in_(old.with_for_update(skip_locked=True)))
-        self.prune = self.forget
         page = sa.select(accounts).where(accounts.c.name > sa.bindparam("after")).order_by(accounts.c.name)
         self.page = page.limit(some)
         seen = sa.and_(accounts.c.reserved == 0, accounts.c.parts == sa.bindparam("as_seen"))

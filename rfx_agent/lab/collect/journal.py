@@ -100,7 +100,7 @@ class Journal(Closing):
                 raise
 
     def begin(self, plan: Fingerprint) -> None:
-        """Take ``plan`` for this journal's, which it is if the journal is new or the plan has only grown.
+        """Start the journal with ``plan``, or resume it with the same plan or a larger one.
 
         Raises:
             ConfigError: it differs in what must not change; names all that differs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
 
 from rfx_agent.samplers.chat.models import name_of
-from rfx_agent.samplers.openai.provider_errors import words_of
+from rfx_agent.samplers.openai.provider_errors import causes, words_of
 from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
 
 __all__ = ["PARAMETERS", "Asked", "Draw", "Learned", "Traits", "declared", "given", "traits_of"]
@@ -69,7 +69,7 @@ class Traits:
         """
         if isinstance(error, OutputParserException):
             return None  # it quotes what the model wrote
-        chain = [*_causes(error)]
+        chain = [*causes(error)]
         told = ((getattr(x, "param", ""), getattr(x, "code", ""), x, words_of(getattr(x, "body", None))) for x in chain)
         said = " ".join(f"'{param}' {code} {error} {words}" for param, code, error, words in told)
         if isinstance(error, TypeError) and (keyword := _KEYWORD.search(said)):
@@ -202,16 +202,6 @@ class Asked(Runnable[Any, Any]):
         took = self._traits.learns(model, error, sent, arguments)
         self._draw.calls += 1 if took is None else took
         return took is not None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """``error`` and what caused it."""
-    seen: BaseException | None = error
-    for _ in range(5):
-        if seen is None:
-            return
-        yield seen
-        seen = seen.__cause__ or seen.__context__
 
 
 def _status(error: BaseException) -> int | None:

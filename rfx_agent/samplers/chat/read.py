@@ -13,7 +13,7 @@ from rfx_agent.evidence.tables import TopLogprobs
 from rfx_agent.fence import visible
 from rfx_agent.records import Message, Rollout, Usage
 from rfx_agent.samplers.openai.rows import read_table
-from rfx_agent.samplers.usage import HIDDEN, MOST_READ, MOST_UNSEEN, believed, count, estimate_tokens
+from rfx_agent.samplers.usage import MOST_READ, MOST_UNSEEN, believed, count, estimate_tokens, hidden
 
 __all__ = ["Prompt", "ended", "rollout_of", "text_in", "text_of", "usage_of"]
 
@@ -179,13 +179,12 @@ def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | N
         cut = cap is not None and (ended(message) or "").lower() in ("length", "max_tokens")
         return Usage(asked, max(estimate, cap or 0) if cut else estimate, 1)
     if cap is None or unseen:
-        hidden = MOST_UNSEEN
+        more = MOST_UNSEEN
     else:
         details = sources[0].get("output_token_details") or sources[0].get("completion_tokens_details")
-        told = [count(details.get(x)) or 0 for x in HIDDEN] if isinstance(details, Mapping) else []
-        hidden = sum(told) if sum(told) <= MOST_UNSEEN else 0
+        more = hidden(details)
     seen = len(text.encode(errors="replace"))
-    return Usage(asked, believed(written, seen, unseen=hidden, cap=cap, least=estimate), 1)
+    return Usage(asked, believed(written, seen, unseen=more, cap=cap, least=estimate), 1)
 
 
 def _sources(message: BaseMessage) -> Iterator[Mapping[str, Any]]:

@@ -20,7 +20,7 @@ from rfx_agent.samplers.openai.reply import (
     to_rollout,
 )
 from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
-from rfx_agent.samplers.usage import HIDDEN, MOST_READ, MOST_UNSEEN, believed, count, estimate_tokens, has_pictures
+from rfx_agent.samplers.usage import MOST_READ, MOST_UNSEEN, believed, count, estimate_tokens, has_pictures, hidden
 
 __all__ = ["Traits", "sample_flow"]
 
@@ -145,6 +145,7 @@ class _Harvest:
         self.request = request
         self.traits = traits
         self.name = name
+        self.asked = json.dumps(request.messages, default=str)
         self.calls = 0
         self.lost = 0  # draws of tries that the server may have worked on, and that brought nothing
         self.usage = Usage()
@@ -158,7 +159,7 @@ class _Harvest:
         self.calls += reply.calls
         self.lost += reply.lost * len(draws)
         if reply.lost:
-            prompt = estimate_tokens(json.dumps(self.request.messages, default=str))
+            prompt = estimate_tokens(self.asked)
             self.usage += Usage(prompt * reply.lost, self.request.max_tokens * len(draws) * reply.lost)
             self.notes[_LOST] += reply.lost
 
@@ -178,17 +179,18 @@ class _Harvest:
         if len(choices) == 1 < len(draws):  # none at all says nothing of ``n``
             traits.max_n = 1
         reported = reply.data.get("usage") or {}
-        asked, pictures = json.dumps(request.messages, default=str), has_pictures(request.messages)
         claim = _claimed(reported, "prompt_tokens")
         if claim is None:
-            prompt = estimate_tokens(asked)
+            prompt = estimate_tokens(self.asked)
             self.notes["the server reported no usage: prompt tokens are estimated from the text"] += 1
         else:
-            prompt = believed(claim, len(asked), unseen=MOST_READ if pictures else MOST_UNSEEN)
+            prompt = believed(
+                claim, len(self.asked), unseen=MOST_READ if has_pictures(request.messages) else MOST_UNSEEN
+            )
         cap, claim = request.max_tokens * max(len(draws), 1), _claimed(reported, "completion_tokens")
         if claim is not None:
-            written = sum(len(c.text.encode(errors="replace")) + c.thought for c in choices)
-            claim = believed(claim, written, unseen=_hidden(reported), cap=cap)
+            written = sum(c.bytes for c in choices)
+            claim = believed(claim, written, unseen=hidden(reported.get("completion_tokens_details")), cap=cap)
         each, total, of, note = completion_tokens(
             choices, claim, max_tokens=request.max_tokens, usage_of=traits.usage_of
         )
@@ -246,10 +248,3 @@ class _Harvest:
 def _claimed(usage: Any, key: str) -> int | None:
     """A count of the server's; None where it gives none, or 0, which no request costs."""
     return (count(usage.get(key)) if isinstance(usage, Mapping) else None) or None
-
-
-def _hidden(usage: Mapping[str, Any]) -> int:
-    """Tokens that the server says it wrote and does not show, as far as that is plausible."""
-    details = usage.get("completion_tokens_details")
-    told = [count(details.get(name)) or 0 for name in HIDDEN] if isinstance(details, Mapping) else []
-    return sum(told) if sum(told) <= MOST_UNSEEN else 0

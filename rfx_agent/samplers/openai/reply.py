@@ -48,7 +48,7 @@ class Choice:
         entries: per token ``{"token", "logprob", "top_logprobs", ...}``, or None where the server gave none.
         token_ids: ids of the tokens generated, where the server gives them (vLLM's ``return_token_ids``).
         prompt_ids: ids of the tokens read, likewise.
-        thought: bytes of what the model thought, where the server shows it beside the text.
+        thought: what the model thought, where the server shows it beside the text.
         flaw: why the entries that the server gave cannot be read, or "".
     """
 
@@ -58,8 +58,13 @@ class Choice:
     entries: Sequence[Mapping[str, Any]] | None
     token_ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
-    thought: int = 0
+    thought: str = ""
     flaw: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """The most tokens that what it shows can be: a token is at least one byte."""
+        return len((self.text + self.thought).encode(errors="replace"))
 
 
 def read_choices(reply: Any, prefix: str = "") -> list[Choice]:
@@ -108,7 +113,7 @@ def _read(choice: Any, at: int, prefix: str, prompt_ids: tuple[int, ...] | None)
         entries=entries or None,
         token_ids=read_ids(choice.get("token_ids")),
         prompt_ids=prompt_ids or None,
-        thought=sum(len(_text(message.get(key)).encode(errors="replace")) for key in _THOUGHTS),
+        thought="".join(_text(message.get(key)) for key in _THOUGHTS),
         flaw=flaw,
     )
 
@@ -134,8 +139,7 @@ def completion_tokens(
     ``max_tokens`` and from the length of the text, and trusted where neither proves it wrong.
     """
     # No more than can have been written: a token is a byte at least, but for those that end a turn.
-    most = [max(max_tokens, len(c.text.encode(errors="replace")) + c.thought) for c in choices]
-    entries = [min(len(c.entries), n) if c.entries else 0 for c, n in zip(choices, most, strict=True)]
+    entries = [min(len(c.entries), max(max_tokens, c.bytes)) if c.entries else 0 for c in choices]
     if all(n or not c.text for n, c in zip(entries, choices, strict=True)):
         counted, said = sum(entries), reported or 0
         if len(choices) == 1:
@@ -144,7 +148,7 @@ def completion_tokens(
         return entries, max(counted, said), proof, ""
     if reported is None:
         guess = [
-            max_tokens if c.finish_reason == "length" and not c.text else estimate_tokens(c.text) + c.thought // 3
+            max_tokens if c.finish_reason == "length" and not c.text else estimate_tokens(c.text + c.thought)
             for c in choices
         ]
         return (guess, sum(guess), None, "the server reported no usage: completion tokens are estimated from the text")

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from rfx_agent.samplers.openai.reply import MalformedReplyError
@@ -81,7 +82,7 @@ def http_client(
         inflates = (got.headers.pop("content-encoding", None) or "identity").strip().lower()
         if inflates not in (*_INFLATES, "identity"):
             raise MalformedReplyError(f"the body is compressed by {inflates[:40]!r}, which nobody asked for")
-        got.stream = _bounded(got.stream, seconds, inflates != "identity", tally)
+        got.stream = _bounded()(got.stream, _Bound(seconds, inflates != "identity", tally))
 
     def on_request(sent: Any) -> None:
         sent.extensions["trace"] = request(sent)
@@ -138,26 +139,29 @@ class _Bound:
             self._tally.answered += 1
 
 
-def _bounded(stream: Any, seconds: float, inflates: bool, tally: Tally | None) -> Any:
+@cache
+def _bounded() -> Any:
+    """The class of a bounded body; made once, and not before there is one, because it derives from the SDK's client."""
     import httpx2
 
     class Bounded(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+        def __init__(self, stream: Any, bound: _Bound) -> None:
+            self._stream, self._bound = stream, bound
+
         def __iter__(self) -> Iterator[bytes]:
-            bound = _Bound(seconds, inflates, tally)
-            for chunk in stream:
-                yield bound.take(chunk)
-            bound.end()
+            for chunk in self._stream:
+                yield self._bound.take(chunk)
+            self._bound.end()
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            bound = _Bound(seconds, inflates, tally)
-            async for chunk in stream:
-                yield bound.take(chunk)
-            bound.end()
+            async for chunk in self._stream:
+                yield self._bound.take(chunk)
+            self._bound.end()
 
         def close(self) -> None:
-            stream.close()
+            self._stream.close()
 
         async def aclose(self) -> None:
-            await stream.aclose()
+            await self._stream.aclose()
 
-    return Bounded()
+    return Bounded

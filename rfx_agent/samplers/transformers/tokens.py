@@ -22,7 +22,7 @@ _ENDS = (
 
 
 def stop_ids_of(tokenizer: Any, *configured: Any) -> frozenset[int]:
-    """Ids that end a turn: those that the model's files name, and the well-known ones that are special here."""
+    """Token ids that end a turn: those named in the model's files, and well-known ones among its special tokens."""
     found: set[int] = set()
     for ids in (tokenizer.eos_token_id, *configured):
         found.update([] if ids is None else [ids] if isinstance(ids, int) else ids)
