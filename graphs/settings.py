@@ -42,9 +42,9 @@ from rfx_agent import (
     RegexVerifier,
     RetryBudget,
     SharedBudget,
-    SQLStore,
     Window,
 )
+from rfx_agent.budgets import store_at
 from rfx_agent.policies import DefaultPolicy, FixedPolicy, LearnedPolicy, Policy
 from rfx_agent.ports import Sampler, Verifier
 from rfx_agent.verifiers import AgreementVerifier
@@ -260,7 +260,7 @@ def _shared() -> SharedBudget | None:
     if url is None and most is not None:
         raise ConfigError("environment: RFX_TOKENS_PER_HOUR is set and RFX_STORE is not; give the store's URL too")
     limits = () if most is None else (Window("global", "tokens", most, "hour"),)
-    return None if url is None else SharedBudget(store=SQLStore(url), limits=limits)
+    return None if url is None else SharedBudget(store=store_at(url), limits=limits)
 
 
 @cache

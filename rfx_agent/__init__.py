@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rfx_agent.adapters.graph.recovery_graph import outcome_of, recovery_graph, step_input
     from rfx_agent.budgets.memory import MemoryStore
     from rfx_agent.budgets.prices import price_of
+    from rfx_agent.budgets.redis.store import RedisStore
     from rfx_agent.budgets.sql.store import SQLStore
     from rfx_agent.remedies.delegate import Delegate
     from rfx_agent.remedies.extend import Extend
@@ -64,6 +65,7 @@ __all__ = [
     "Ratio",
     "RecoverabilityMiddleware",
     "Recovery",
+    "RedisStore",
     "RegexVerifier",
     "RetryBudget",
     "Revise",
@@ -103,6 +105,7 @@ _LAZY = {
     "ProgramTool": "tools.program",
     "PydanticVerifier": "verifiers.schema",
     "RecoverabilityMiddleware": "adapters.agent.middleware",
+    "RedisStore": "budgets.redis.store",
     "RegexVerifier": "verifiers.text",
     "Revise": "remedies.revise",
     "SQLStore": "budgets.sql.store",

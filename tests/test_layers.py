@@ -40,7 +40,7 @@ FRAMEWORKS = ("langchain", "langchain_core", "langgraph")
 KNOW_FRAMEWORKS = ("adapters/", "samplers/chat/", "tools/langchain.py", "escalation/overdue.py")
 HEAVY = (
     *("circuitbreaker", "genai_prices", "langchain", "langgraph", "openai", "opentelemetry", "rich", "sqlalchemy"),
-    *("torch", "transformers", "typer", "xllamacpp"),
+    *("redis", "torch", "transformers", "typer", "xllamacpp"),
 )
 
 

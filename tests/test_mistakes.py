@@ -478,7 +478,7 @@ class Without:
         return None if name.partition(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
 
 BLOCKED = {"langchain", "jsonschema", "sqlalchemy", "math_verify", "xllamacpp", "circuitbreaker", "genai_prices",
-           "torch", "transformers", "polars", "pyarrow", "opentelemetry"}
+           "torch", "transformers", "polars", "pyarrow", "opentelemetry", "redis"}
 sys.meta_path[:] = [Without(x) for x in sys.meta_path if hasattr(x, "find_spec")]
 import importlib, inspect, pydoc
 import rfx_agent

@@ -63,6 +63,8 @@ def audit(entries: Iterable[dict[str, Any]]) -> dict[str, Book]:
                         book.granted += amount
                         book.rows.append((entry["id"], entry["token"], began, ended, amount, entry["for"]))
                 asked[entry["id"]].append(began)
+            case "asked":
+                asked[entry["id"]].append(entry["t"])
             case "settling":
                 ends[entry["id"], entry["token"]] = [entry["t"], _NEVER, entry["actual"]]
             case "settled":

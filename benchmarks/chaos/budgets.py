@@ -23,8 +23,9 @@ from benchmarks.chaos.parts import chance, recovery, sampler, step_of, wrong
 from benchmarks.chaos.processes import CONTEXT
 from benchmarks.chaos.server import Server
 from rfx_agent import Case, InFlight, Price, Ratio, SharedBudget, Window
+from rfx_agent.budgets.at import store_at
 from rfx_agent.budgets.limits import Account
-from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.errors import StoreError
 
 __all__ = ["Load", "budgets"]
 
@@ -76,7 +77,7 @@ def budgets(
 ) -> dict[str, Any]:
     """What ``processes`` processes of ``runs`` runs each came to, ``killed`` of them killed ``after`` seconds."""
     server.reset()
-    SQLStore(budget).accounts()  # the tables are there before anybody races to make them
+    store_at(budget).accounts()  # the tables are there before anybody races to make them
     loads = [_load(server, budget, folder, tuple(f"load{p}-{i}" for i in range(runs))) for p in range(processes)]
     started = time.time()
     watching = CONTEXT.Event()
@@ -96,7 +97,7 @@ def budgets(
         ends.update(_said(pipe))
         process.join()
     lasted = time.time() - started
-    store = SQLStore(budget)
+    store = store_at(budget)
     _expired(store, loads[0].expires)
     watching.set()
     looks = seen.recv()
@@ -134,7 +135,7 @@ def _work(load: Load, pipe: Connection) -> None:
 
 async def _all(load: Load, pipe: Connection) -> None:
     model = sampler(load.model, timeout=30.0)
-    store = Logged(SQLStore(load.budget), Journal(load.journal))
+    store = Logged(store_at(load.budget), Journal(load.journal))
     shared = SharedBudget(store=store, limits=_LIMITS, wait=load.wait, seconds=load.expires)
     base = recovery(model, price=_PRICE)
     gate = asyncio.Semaphore(load.together)
@@ -173,16 +174,21 @@ def _end(case: Case) -> dict[str, Any]:
 
 def _watch(budget: str, stop: Any, pipe: Connection) -> None:
     """Read the accounts ten times a second; a window or a count above its limit is over, whatever the log says."""
-    store, looks, over = SQLStore(budget), 0, []
+    store, looks, missed, over = store_at(budget), 0, 0, []
     most: Counter[str] = Counter()
     while not stop.wait(0.1):
+        try:
+            accounts = store.accounts()
+        except StoreError:  # it is down for a moment
+            missed += 1
+            continue
         looks += 1
-        for account in store.accounts():
+        for account in accounts:
             there = account.reserved + (account.in_window if account.kind != "in_flight" else 0)
             most[account.name] = max(most[account.name], there)
             if account.kind != "ratio" and there > account.most:
                 over.append((account.name, there, account.most))
-    pipe.send({"looks": looks, "over": over[:5], "most": dict(most)})
+    pipe.send({"looks": looks, "missed": missed, "over": over[:5], "most": dict(most)})
 
 
 def _expired(store: Any, expires: float) -> None:
@@ -229,6 +235,7 @@ def _report(
         "over_in_the_log": over,
         "over_when_looked_at": looks["over"],
         "looks": looks["looks"],
+        "looks_missed": looks["missed"],
         "peak_above_the_limit": peaks,
         "reserved_at_the_end": left,
         "spent_above_granted": dear,

@@ -62,13 +62,15 @@ class Logged(BudgetStore):
 
     def reserve(self, id: str, claims: Sequence[Claim], *, seconds: float) -> Grant:  # noqa: A002  # the port's word
         began = time.time()
-        grant = self.store.reserve(id, claims, seconds=seconds)
+        with self._asked(began, id):
+            grant = self.store.reserve(id, claims, seconds=seconds)
         self._reserved(began, id, claims, seconds, grant)
         return grant
 
     async def areserve(self, id: str, claims: Sequence[Claim], *, seconds: float) -> Grant:  # noqa: A002  # as above
         began = time.time()
-        grant = await self.store.areserve(id, claims, seconds=seconds)
+        with self._asked(began, id):
+            grant = await self.store.areserve(id, claims, seconds=seconds)
         self._reserved(began, id, claims, seconds, grant)
         return grant
 
@@ -107,6 +109,15 @@ class Logged(BudgetStore):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.store, name)  # close and the like
+
+    @contextmanager
+    def _asked(self, began: float, name: str) -> Iterator[None]:
+        """Where no answer came, an earlier reservation may have been taken over all the same."""
+        try:
+            yield
+        except BaseException:
+            self.journal.write(op="asked", t=began, id=name)
+            raise
 
     def _reserved(self, began: float, name: str, claims: Sequence[Claim], seconds: float, grant: Grant) -> None:
         asked = [(x.account, x.kind, x.unit, x.amount, x.most, x.seconds, x.share) for x in claims]

@@ -20,7 +20,7 @@ from benchmarks.chaos.processes import CONTEXT
 from benchmarks.chaos.reckoning import reckon
 from benchmarks.chaos.server import Server
 from benchmarks.chaos.worker import Job, Plan, checkpointer, work
-from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.budgets.at import store_at
 
 __all__ = ["Killing", "kill"]
 
@@ -196,7 +196,7 @@ def kill(
     server.reset()
     with checkpointer(database.checkpoints):  # the tables are there before anybody races to make them
         pass
-    SQLStore(database.budget).accounts()
+    store_at(database.budget).accounts()
     plan = Plan(server.base_url, database.budget, database.checkpoints, database.folder, **more)
     killing = Killing(plan, kills, seed, prefix)
     started = time.time()

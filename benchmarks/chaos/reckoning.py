@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks.chaos.journal import read
 from benchmarks.chaos.worker import Plan, checkpointer, ended, graph_of, opened
 from rfx_agent import Case, Outcome, Recovery
+from rfx_agent.budgets.at import store_at
 from rfx_agent.budgets.limits import Account, Replayed, Reservation
-from rfx_agent.budgets.sql.store import SQLStore
 from rfx_agent.codec import load
 from rfx_agent.ports import Sampler
 
@@ -26,7 +26,7 @@ class _Silent:
 
 def reckon(plan: Plan, names: Sequence[str], truth: Mapping[str, Any]) -> dict[str, Any]:
     """What was lost, charged twice, stuck or answered twice among the threads of work called ``names``."""
-    store = SQLStore(plan.budget)
+    store = store_at(plan.budget)
     entries = list(read(plan.journal))
     _expired(store, plan.expires)
     cases = _cases(plan, names, store)

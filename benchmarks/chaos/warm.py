@@ -10,7 +10,7 @@ from benchmarks.chaos import budgets, worker  # noqa: F401  # imported for the p
 from benchmarks.chaos.parts import recovery, sampler, step_of
 from rfx_agent import SampleRequest
 from rfx_agent.adapters.graph.recovery_graph import recovery_graph
-from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.budgets.at import store_at
 from rfx_agent.errors import SamplerError
 
 _ASK = SampleRequest(step_of("warm").messages)
@@ -27,4 +27,4 @@ with contextlib.suppress(SamplerError):
     _model.sample(_ASK)
 asyncio.run(_once())
 recovery_graph(recovery(sampler("http://127.0.0.1:9")))
-SQLStore("sqlite:///never-opened.db").close()
+store_at("sqlite:///never-opened.db").close()

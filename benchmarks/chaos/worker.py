@@ -47,7 +47,7 @@ from rfx_agent import (
     step_input,
 )
 from rfx_agent.adapters.graph.recovery_graph import RecoveryState
-from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.budgets.at import store_at
 from rfx_agent.escalation.overdue import aclose_overdue, close_overdue
 from rfx_agent.events import Event, Finished
 from rfx_agent.ports import Sampler
@@ -67,7 +67,7 @@ class Plan:
 
     Attributes:
         model: URL of the chaos server.
-        budget: SQLAlchemy URL of the shared budget.
+        budget: URL of the shared budget.
         checkpoints: a path (SQLite) or a ``postgresql://`` URL.
         journal: folder that every process writes its log into.
         expires: seconds after which a reservation that nobody settled expires.
@@ -202,7 +202,7 @@ class _Hands:
     def __post_init__(self) -> None:
         self.journal = Journal(self.plan.journal, dies=self.plan.dies)
         self.model = _Told(sampler(self.plan.model), self.journal)
-        self.store = Logged(SQLStore(self.plan.budget), self.journal)
+        self.store = Logged(store_at(self.plan.budget), self.journal)
 
     def graph(self, item: str, saver: Any) -> Any:
         return graph_of(opened(self.plan, self.journal, self.model, self.store, item), item, saver)

@@ -1,4 +1,5 @@
-"""The accounting of shared budgets, written once: what every store does to the accounts and reservations it has loaded.
+"""The accounting of shared budgets: what every store does to the accounts and reservations it has loaded. It is written
+once, and once more for a Redis in ``redis/book.lua``, which a test holds to this file.
 
 Integers only: amounts in whole units (billionths for money), times in microseconds. A window is kept in ``BUCKETS``
 buckets. What was spent in the bucket that the window begins in counts in full, and credit in it does not count. So an

@@ -41,7 +41,7 @@ class SharedBudget:
     again under the same id resumes from what it had paid for, and nothing is charged twice. Immutable.
 
     Attributes:
-        store: where it is kept: a ``MemoryStore`` within one process, an ``SQLStore`` for several.
+        store: where it is kept: a ``MemoryStore`` within one process, an ``SQLStore`` or ``RedisStore`` for several.
         limits: windows, ratios and in-flight limits. May be empty, where only the record is wanted.
         scopes: what this run belongs to, such as ``{"tenant": "acme"}``: see ``scoped``.
         wait: most seconds that a call waits for room before it is refused. 0 refuses at once.

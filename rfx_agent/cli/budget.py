@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from rfx_agent.budgets.at import store_at
 from rfx_agent.budgets.limits import Account
-from rfx_agent.budgets.sql.store import SQLStore
 from rfx_agent.cli.options import Json, plain, reported, table
 
 __all__ = ["budget"]
 
 Url = Annotated[
     str | None,
-    typer.Argument(help="sqlite:///budgets.db or postgresql://user@host/database; by default RFX_STORE."),
+    typer.Argument(help="sqlite:///budgets.db, postgresql://user@host/database, redis://host; by default RFX_STORE."),
 ]
 
 
@@ -44,7 +44,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show what is left of budgets that many runs share. It only reads: no reservation expires by looking."""
-    with reported(), SQLStore(_place(url)) as store:
+    with reported(), store_at(_place(url)) as store:
         found = store.accounts(prefix)
     if as_json:
         typer.echo(json.dumps([asdict(x) for x in found]))
@@ -66,7 +66,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Delete ended reservations and records, and accounts in which nothing counts any more."""
-    with reported(), SQLStore(_place(url)) as store:
+    with reported(), store_at(_place(url)) as store:
         pruned = store.prune(days * 86_400, shrink=shrink)
     if as_json:
         typer.echo(json.dumps(asdict(pruned)))

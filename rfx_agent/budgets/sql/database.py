@@ -10,10 +10,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from rfx_agent.budgets.accounting import AccountRow, Book, NotLoaded, micros
-from rfx_agent.budgets.limits import Account, Claim, Refused
+from rfx_agent.budgets.backend import Backend, Credit, Failure, Unknown
+from rfx_agent.budgets.limits import Account, Refused
+from rfx_agent.budgets.operations import Expire, Operation
 from rfx_agent.budgets.sql.engine import engine_for, known, prepare, reading
-from rfx_agent.budgets.sql.failures import Unknown, refused
-from rfx_agent.budgets.sql.operations import Operation, expire
+from rfx_agent.budgets.sql.failures import failure_of, refused
 from rfx_agent.budgets.sql.tables import (
     Statements,
     account_of,
@@ -25,24 +26,11 @@ from rfx_agent.budgets.sql.tables import (
 from rfx_agent.budgets.sql.url import Place
 from rfx_agent.errors import StoreError
 
-__all__ = ["Credit", "Database"]
+__all__ = ["Database"]
 
 _ROUNDS = 10  # beginnings of one transaction that finds more to load
 _SWEPT = 200  # reservations that expire in one transaction
 _FORGOTTEN = 1000  # rows forgotten in one transaction
-
-
-@dataclass(slots=True)
-class Credit:
-    """Normal traffic that was not written yet.
-
-    Attributes:
-        claim: the account, and how much.
-        since: ``Database.tick`` when the first of it was seen; all of it expires as early as that.
-    """
-
-    claim: Claim
-    since: float
 
 
 @dataclass(slots=True)
@@ -54,7 +42,7 @@ class _More:
     late: list[Operation] = field(default_factory=list)
 
 
-class Database:
+class Database(Backend):
     """Everything that is done to the tables. All but ``seen`` is called from one thread at a time.
 
     Args:
@@ -66,7 +54,7 @@ class Database:
 
     def __init__(self, place: Place, *, clock: Callable[[], float] | None, keep: int, timeout: float) -> None:
         self.place = place
-        self.tick = clock or time.monotonic
+        self.shown = place.shown
         self._clock = clock
         self._keep = keep
         self._engine = engine_for(place, timeout, pooled=True)
@@ -75,6 +63,14 @@ class Database:
         self._prepared = False
         self._file: tuple[int, int] | None = None
         self._swept = self._forgot = float("-inf")
+
+    def tick(self) -> float:
+        """See ``Backend.tick``."""
+        return self._clock() if self._clock is not None else time.monotonic()
+
+    def failure_of(self, error: Exception) -> Failure:
+        """See ``failures.failure_of``."""
+        return failure_of(error, self.place)
 
     def run(
         self,
@@ -129,7 +125,7 @@ class Database:
             if connection.execute(self._does.forget, given).rowcount < _FORGOTTEN:
                 self._forgot = time.monotonic()
 
-    def prune(self, older: int) -> tuple[int, int]:
+    def prune(self, older: int, *, shrink: bool) -> tuple[int, int]:
         """Delete what ended ``older`` microseconds ago or earlier, and accounts in which nothing counts any more.
 
         An account that is used meanwhile is left alone. Returns how many accounts and how many reservations went.
@@ -150,9 +146,11 @@ class Database:
                 for row in idle:
                     went[0] += connection.execute(does.drop, {"key": row[0], "as_seen": row[-1]}).rowcount
                 connection.commit()
+        if shrink:
+            self._shrink()
         return went[0], went[1]
 
-    def shrink(self) -> None:
+    def _shrink(self) -> None:
         """Give the disk back what is not used; other processes wait meanwhile."""
         with self._engine.connect() as connection:
             raw: Any = connection.connection.driver_connection
@@ -250,7 +248,7 @@ class Database:
         """Take note of reservations whose time is over; whether there are any."""
         now = None if self._clock is None else micros(self._clock())
         found = connection.execute(self._does.late, {"now": now, "most": _SWEPT}).all()
-        more.late = [expire(name, accounts_of(claims)) for name, claims in found]
+        more.late = [Expire(name, accounts_of(claims)) for name, claims in found]
         more.sweep = False
         if len(found) < _SWEPT:
             self._swept = time.monotonic()

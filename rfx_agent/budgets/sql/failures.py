@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 
+from rfx_agent.budgets.backend import Failure, Unknown
 from rfx_agent.budgets.sql.url import Place
 from rfx_agent.errors import StoreError
 
-__all__ = ["Failure", "Unknown", "failure_of", "refused"]
+__all__ = ["failure_of", "refused"]
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _AWAY = ("08", "57P", "53300")  # SQL states: connections, an operator's shutdown, too many connections
@@ -22,30 +23,6 @@ _REMEDIES = {
     sqlite3.SQLITE_CORRUPT: "restore the file",
     sqlite3.SQLITE_BUSY: "another process holds the file: look for one that stopped in the middle of a transaction",
 }
-
-
-class Unknown(Exception):
-    """A commit that broke: nobody knows whether it was done. Never leaves a store."""
-
-
-class Failure(Exception):
-    """A transaction that was not done, or not for certain. Never leaves a store.
-
-    Attributes:
-        error: what was raised.
-        again: whether the same may succeed soon.
-        lost: whether the connection is gone.
-        alone: whether one of the requests may be to blame, and the others would succeed without it.
-        unknown: whether it may have been committed after all.
-    """
-
-    def __init__(self, message: str, error: Exception, *, again: bool, lost: bool, alone: bool) -> None:
-        self.error = error
-        self.again = again
-        self.lost = lost
-        self.alone = alone
-        self.unknown = False
-        super().__init__(message)
 
 
 def refused(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""The one writer of a process: whatever waits goes into one transaction.
+"""The one writer of a process: whatever waits goes into one transaction, or to Redis into one round trip.
 
 So a reservation is exact, and no row is a bottleneck: the more callers wait, the more of them share a commit. There
 is no delay to gather requests; those that come while a transaction runs are in the next one. Leasing blocks of a
@@ -32,10 +32,9 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from rfx_agent.budgets.backend import Backend, Credit, Failure, Unknown
 from rfx_agent.budgets.limits import Claim, Reservation
-from rfx_agent.budgets.sql.database import Credit, Database
-from rfx_agent.budgets.sql.failures import Failure, Unknown, failure_of
-from rfx_agent.budgets.sql.operations import Operation, release
+from rfx_agent.budgets.operations import Operation, Release
 from rfx_agent.errors import StoreError
 
 __all__ = ["Writer"]
@@ -59,7 +58,7 @@ class Writer:
         timeout: seconds that a transaction is tried for while others hold the locks.
     """
 
-    def __init__(self, database: Database, *, timeout: float) -> None:
+    def __init__(self, database: Backend, *, timeout: float) -> None:
         self._database = database
         self._timeout = timeout
         self._lock = threading.Lock()  # for the next four
@@ -102,7 +101,7 @@ class Writer:
 
     def late(self) -> StoreError:
         """The error of a caller who waits no longer."""
-        place = self._database.place.shown
+        place = self._database.shown
         return StoreError(
             f"{place}: no answer within {self.longest:g} s; look for a process that stopped in the middle"
         )
@@ -160,7 +159,7 @@ class Writer:
 
     def _put(self, asked: _Asked | None) -> None:
         if self._closed:
-            raise StoreError(f"{self._database.place.shown}: this store is closed; make another")
+            raise StoreError(f"{self._database.shown}: this store is closed; make another")
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="rfx-store", daemon=True)
             self._thread.start()
@@ -177,7 +176,7 @@ class Writer:
                     with self._busy:
                         self._serve(batch)
                 except BaseException as error:  # noqa: BLE001  # nobody must wait for a thread that is not there
-                    self._tell(batch, f"{self._database.place.shown}: {type(error).__name__} while writing", error)
+                    self._tell(batch, f"{self._database.shown}: {type(error).__name__} while writing", error)
         self._database.disconnect()
 
     def _waiting(self) -> list[_Asked | None]:
@@ -194,7 +193,7 @@ class Writer:
         with self._lock:
             credits, self._credits = list(self._credits.values()), {}  # noqa: A001  # the word of the ratio
         orphans = [self._orphans.popleft() for _ in range(min(len(self._orphans), _BATCH))]
-        batch = [*((release(x), Future()) for x in orphans), *batch]
+        batch = [*((Release(x), Future()) for x in orphans), *batch]
         if not batch and not credits:
             return
         self._answer(batch, credits)
@@ -218,7 +217,10 @@ class Writer:
             self._tell(batch, str(failure), failure.__cause__)
             return
         for (_, future), answer in zip(batch, answers, strict=True):
-            future.set_result(answer)
+            if isinstance(answer, StoreError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
     def _try(self, operations: list[Operation], credits: list[Credit]) -> list[Any]:  # noqa: A002  # as above
         """The answers; again and again while that is of use and does no harm.
@@ -232,7 +234,7 @@ class Writer:
                 # What may have been committed is found by its tokens and states. Deposits and counts are not.
                 return self._database.run(operations, [] if unknown else credits, counting=not unknown)
             except Exception as error:  # noqa: BLE001  # every one becomes an answer
-                failure = failure_of(error, self._database.place)
+                failure = self._database.failure_of(error)
             unknown = unknown or isinstance(failure.error, Unknown)
             failure.unknown = unknown
             tries += 1

@@ -1,0 +1,1 @@
+"""Limits kept in Redis. Needs the extra ``redis``."""
