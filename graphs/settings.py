@@ -45,6 +45,7 @@ from rfx_agent import (
     Window,
 )
 from rfx_agent.budgets import store_at
+from rfx_agent.checks import shown
 from rfx_agent.policies import DefaultPolicy, FixedPolicy, LearnedPolicy, Policy
 from rfx_agent.ports import Sampler, Verifier
 from rfx_agent.verifiers import AgreementVerifier
@@ -116,7 +117,7 @@ class Settings(BaseModel):
         ),
     )
     remedies: tuple[Literal["retry", "extend", "revise", "local_temp", "tool"], ...] = Field(
-        ("retry",), title="Remedies", description="Sequence of the policy fixed.", min_length=1
+        ("retry",), title="Remedies", description="Sequence of the policy fixed.", min_length=1, max_length=64
     )
     extra_samples: int | None = Field(
         None,
@@ -172,7 +173,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = ".".join(str(part) for part in first["loc"]) or "together"
-            got = "" if name == "together" else f" is {first['input']!r}"
+            got = "" if name == "together" else f" is {shown(first['input'])}"
             raise ConfigError(f"settings: {name}{got}: {first['msg'].removeprefix('Value error, ')}") from error
 
     @model_validator(mode="after")

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.kinds import kind_of
+from rfx_agent.fence import one_line
 from rfx_agent.records import Agreement, Evidence, Kind, Rollout, Spend, Step
 
 __all__ = ["Ask", "Attempt", "Case", "Decision", "Diagnosis", "FinishedCase", "Outcome", "Regime", "Status"]
+
+_NOTE = 1_000  # characters of a note, which a server may have a part in
 
 Regime: TypeAlias = Literal["stochastic", "structural", "out_of_reach"]
 """What kind of failure one is: an unlucky draw, one that resists more draws, one that nothing is expected to rescue."""
@@ -309,8 +312,8 @@ class Case:
         return replace(self, rollouts=self.rollouts + named, attempts=(*self.attempts, attempt))
 
     def note(self, *notes: str) -> Case:
-        """With ``notes`` appended, those already there left out."""
-        new = dict.fromkeys(n for n in notes if n not in self.notes)
+        """With ``notes`` appended, each on one line and cut, those already there left out."""
+        new = dict.fromkeys(n for note in notes if (n := one_line(note, _NOTE)) not in self.notes)
         return replace(self, notes=(*self.notes, *new)) if new else self
 
 

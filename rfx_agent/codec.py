@@ -1,7 +1,8 @@
 """Records as plain values and back: for checkpoints, stores, events and logs.
 
 What is written carries the number of its schema. A reader ignores fields that it does not know, and fills in those that
-are missing, so that neighbouring versions read each other. ``load`` renames what an older schema called differently.
+are missing or hold a word that only a later version knows, so that neighbouring versions read each other. ``load``
+renames what an older schema called differently.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ def plain(record: Any, *, mode: Literal["python", "json"] = "python") -> dict[st
     # a tenth to read it (0.05 ms each); building the adapter takes 15 ms, once, when the first case is written.
     write = _adapter(type(record)).dump_python  # type: ignore[arg-type]  # classes are hashable
     # What a port gave is written as it is; ``load`` says what is wrong with it.
-    made: dict[str, Any] = write(record, mode=mode, exclude_defaults=True, warnings=False)
+    made: dict[str, Any] = write(record, mode=mode, exclude_defaults=True, warnings=False, fallback=_native)
+    if mode == "python":
+        for key, value in made.items():
+            if key not in ("step", "expected"):
+                made[key] = _native(value)
     if mode == "python" and isinstance(record, Step | Case):  # what a step is compared with may be any object
         step, written = (record, made) if isinstance(record, Step) else (record.step, made["step"])
         if "expected" in written:
@@ -64,8 +69,12 @@ def load(cls: type[T], data: Any) -> T:
     """
     if isinstance(data, Mapping) and (renamed := _RENAMED.get(cls.__name__)) is not None:
         data = renamed(data)
+    read = _adapter(cls).validate_python  # type: ignore[arg-type]  # classes are hashable
     try:
-        made: T = _adapter(cls).validate_python(data)  # type: ignore[arg-type]  # classes are hashable
+        try:
+            made: T = read(data)
+        except ValidationError as error:
+            made = read(_without_unknown(data, error))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole value"
@@ -97,6 +106,42 @@ def unreadable(error: StateError) -> Case:
     """What a case comes to that this version cannot read: its outcome says why, and what a person can do."""
     outcome = Outcome("unresolved", reason="unreadable", sentence=f"Unresolved: {error}.")
     return Case(Step.of("(the case cannot be read)"), outcome=outcome)
+
+
+def _native(value: Any) -> Any:
+    """``value`` with numpy's numbers as Python's own: a verifier's score may be one, and no checkpoint takes it."""
+    kind = type(value)
+    if kind in _NATIVE:
+        return value
+    if kind is dict:
+        for key, one in value.items():
+            if type(one) not in _NATIVE:
+                value[key] = _native(one)
+    elif kind is tuple or kind is list:
+        return kind(map(_native, value)) if any(type(one) not in _NATIVE for one in value) else value
+    elif kind.__module__ == "numpy" and not getattr(value, "shape", None):
+        return value.item()
+    return value
+
+
+_NATIVE = frozenset({str, int, float, bool, type(None)})
+
+
+def _without_unknown(data: Any, error: ValidationError) -> Any:
+    """``data`` without the words that this version does not know, such as a new kind: their fields get the defaults."""
+    for one in error.errors(include_url=False):
+        if one["type"] == "literal_error" and isinstance(one["input"], str):
+            data = _without(data, one["loc"])
+    return data
+
+
+def _without(data: Any, place: tuple[int | str, ...]) -> Any:
+    if isinstance(data, Mapping) and place[0] in data:
+        rest = {key: value for key, value in data.items() if key != place[0]}
+        return rest if len(place) == 1 else {**rest, place[0]: _without(data[place[0]], place[1:])}
+    if isinstance(data, (list, tuple)) and isinstance(place[0], int) and len(place) > 1:
+        return [_without(x, place[1:]) if i == place[0] else x for i, x in enumerate(data)]
+    return data
 
 
 @cache

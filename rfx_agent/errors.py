@@ -49,6 +49,7 @@ __all__ = [
     "WeightsCorrupt",
     "WeightsError",
     "is_control_flow",
+    "may_have_worked",
 ]
 
 
@@ -119,7 +120,10 @@ class SamplerError(RfxError):
         transient: whether the same request may succeed later.
         calls: requests that reached the server before this was raised.
         lost: of these, the ones that the server may have worked on; None if unknown.
+        usage: what the others used, a ``Usage``; None if nothing is known of them.
     """
+
+    usage: Any = None
 
     def __init__(
         self,
@@ -217,3 +221,19 @@ def is_control_flow(error: BaseException) -> bool:
         return False
     refused = getattr(errors, "is_invalid_resume", None)  # since LangGraph 1.2
     return isinstance(error, errors.GraphBubbleUp) or (refused is not None and bool(refused(error)))
+
+
+# Of the statuses of a server's own errors, those that say that the request was not worked on: not implemented,
+# unavailable, HTTP version, out of space, overloaded.
+_IDLE = frozenset({501, 503, 505, 507, 529})
+
+
+def may_have_worked(status: int | None) -> bool:
+    """Whether a request that brought nothing may have been worked on, and billed: there was no status, or one of a
+    server or a gateway that broke or ran out of time in the middle.
+
+    Example:
+        >>> may_have_worked(None), may_have_worked(504), may_have_worked(503), may_have_worked(429)
+        (True, True, False, False)
+    """
+    return status is None or status == 408 or (status >= 500 and status not in _IDLE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["clean", "fence", "visible"]
+__all__ = ["clean", "fence", "one_line", "visible"]
 
 # Where a chat token begins, by the shapes that model families give theirs. Each is matched at its first character,
 # which a space is put behind. ``<`` and ``[`` in full width count too: some tokenizers make plain ones of them.
@@ -75,6 +75,16 @@ def visible(text: str, *, keep: str = "\n\t") -> str:
         'abc'
     """
     return "".join(c for c in text if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+
+
+def one_line(text: str, limit: int) -> str:
+    """``text`` on one line, cut to ``limit`` characters, without what ``visible`` takes out.
+
+    Example:
+        >>> one_line("no\\n  such\\u2028model", 7)
+        'no such'
+    """
+    return " ".join(visible(text[: 4 * limit]).split())[:limit]
 
 
 def fence(label: str, text: str, nonce: str, limit: int, *, mark: str = "| ") -> str:

@@ -1,11 +1,22 @@
-"""What a reasoning model says once it has thought: its text without the thinking parts. Linear in the text."""
+"""What a reasoning model says once it has thought: its text without the thinking parts. Linear in the text.
+
+What stands in a long text is remembered: it is asked for again and again, also by the engine on an event loop.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Said", "after_thinking"]
+from rfx_agent.scan import forward
+
+__all__ = ["LONG", "Said", "after_thinking"]
+
+LONG = 4000
+"""Characters from which on a text is remembered, and read on a thread where an event loop waits for it."""
 
 _NAMES = (
     r"(?:[a-z]{1,12}[:_-])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|antThinking|reflection|scratch_?pad|cot"
@@ -23,8 +34,10 @@ _MARK = re.compile(
     r"|(?P<stop><\|(?:end|return|call)\|>(?:\s?<\|start\|>assistant)?)",
     re.IGNORECASE,
 )
-_LIKELY = re.compile(r"[<\[\u25c1]")
-_PLAIN = re.compile(r"\A\s*analysis(?=\S).*?assistant\s?final(?=\S)", re.DOTALL)  # harmony without its special tokens
+_BEGINS = "<[\u25c1"
+_LIKELY = re.compile("<(?=[/|\uff5cA-Za-z])|\\[(?=/?[TRtr])|\u25c1")  # where a mark may begin
+_ANALYSIS = re.compile(r"\s*analysis(?=\S)")  # harmony without its special tokens
+_FINAL = re.compile(r"assistant\s?final(?=\S)")
 _WRAP = re.compile(
     r"<\|(?:begin_of_solution|end_of_solution|start_response|end_response|start_of_turn|end_of_turn|im_end"
     r"|im_start|eot_id|endoftext|return|end)\|>|<(?:start|end)_of_turn>|<turn\|>",
@@ -39,6 +52,8 @@ _ROLE = re.compile(
     r"\s*(?:<\|im_start\|>|<start_of_turn>|<\|start_header_id\|>|<\|turn>)\s?(?:assistant|model)(?:<\|end_header_id\|>|\b)\s*",
     re.IGNORECASE,
 )
+_KEPT = 2_000_000  # characters of the texts that are remembered
+_known: OrderedDict[str, Said] = OrderedDict()
 _QUOTES = "`'\"\u2018\u2019\u201c\u201d"
 
 
@@ -69,14 +84,28 @@ def after_thinking(text: str) -> Said:
         >>> after_thinking("<think>It may be 7, or")
         Said(text='', open=True)
     """
+    if len(text) < LONG:
+        return _read(text)
+    said = _known.get(text)
+    if said is None:
+        said = _known[text] = _read(text)
+        with contextlib.suppress(KeyError, RuntimeError):  # another thread was quicker
+            while len(_known) > 1 and sum(map(len, [*_known])) > _KEPT:
+                _known.popitem(last=False)
+    return said
+
+
+def _read(text: str) -> Said:
     text = _unturned(text)
-    if not _LIKELY.search(text):
-        plain = _PLAIN.match(text) if text.lstrip().startswith("analysis") and "final" in text else None
-        return Said(text[plain.end() :] if plain else text)
-    closes = max((m.start() for m in _MARK.finditer(text) if m["close"]), default=-1)
+    if not any(c in text for c in _BEGINS):
+        begun = _ANALYSIS.match(text)
+        final = None if begun is None else next(forward(_FINAL, text, reach=20, begin=begun.end()), None)
+        return Said(text if final is None else text[final.end() :])
+    marks = [*_marks(text)]
+    closes = max((m.start() for m in marks if m["close"]), default=-1)
     parts: list[str] = []
     begin, thinking, channel, seen = 0, False, False, False
-    for mark in _MARK.finditer(text):
+    for mark in marks:
         if mark["channel"]:
             if not thinking and not channel:
                 parts = []  # what stands before the first channel is the prompt's
@@ -109,6 +138,14 @@ def after_thinking(text: str) -> Said:
         return Said("", open=True)
     parts.append(text[begin:])
     return Said(_WRAP.sub("", "".join(parts)))
+
+
+def _marks(text: str) -> Iterator[re.Match[str]]:
+    end = 0
+    for likely in forward(_LIKELY, text, reach=3):
+        if likely.start() >= end and (mark := _MARK.match(text, likely.start())) is not None:
+            yield mark
+            end = mark.end()
 
 
 def _unturned(text: str) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "HubServer",
     "choice",
     "completion",
+    "dripping_server",
     "entry",
     "silent_server",
     "unused_port",
@@ -28,7 +29,7 @@ __all__ = [
 @dataclass(frozen=True)
 class Answer:
     """What to send: a status and a body; ``cut`` closes the connection after so many bytes of it;
-    ``pause`` sends it byte by byte, with so many seconds between."""
+    ``pause`` sends it byte by byte, with so many seconds between; ``reason`` stands beside the status."""
 
     status: int = 200
     body: Any = None
@@ -36,6 +37,7 @@ class Answer:
     cut: int | None = None
     delay: float = 0.0
     pause: float = 0.0
+    reason: str | None = None
 
     def raw(self) -> bytes:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
@@ -50,7 +52,7 @@ class _Quiet(BaseHTTPRequestHandler):
     def answer(self, answer: Answer, *, body: bool = True) -> None:
         time.sleep(answer.delay)
         raw = answer.raw()
-        self.send_response(answer.status)
+        self.send_response(answer.status, answer.reason)
         headers = {"Content-Type": "application/json", "Content-Length": str(len(raw)), **answer.headers}
         for name, value in headers.items():
             self.send_header(name, value)
@@ -93,11 +95,13 @@ class ChatServer(_Running):
     Attributes:
         bodies: the bodies received, in order of arrival.
         headers: their headers, in lower case.
+        paths: their paths, with the query.
     """
 
     def __init__(self, reply: Callable[[dict[str, Any], int], Answer]) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         lock = threading.Lock()
         outer = self
 
@@ -107,6 +111,7 @@ class ChatServer(_Running):
                 with lock:
                     at = len(outer.bodies)
                     outer.bodies.append(body)
+                    outer.paths.append(self.path)
                     outer.headers.append({name.lower(): value for name, value in self.headers.items()})
                 self.answer(reply(body, at))
 
@@ -200,6 +205,23 @@ class HubServer(_Running):
                 self.answer(Answer(status, content, headers, cut))
 
         super().__init__(Handler)
+
+
+@contextlib.contextmanager
+def dripping_server(pause: float = 0.05) -> Iterator[str]:
+    """The URL of a server whose answers never get beyond their head, which comes byte by byte."""
+
+    class Handler(_Quiet):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            with contextlib.suppress(ConnectionError):
+                for byte in b"HTTP/1.1 200 OK\r\nX-Padding: " + b"a" * 400:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(pause)
+            self.close_connection = True
+
+    with _Running(Handler) as server:
+        yield server.url
 
 
 @contextlib.contextmanager

@@ -52,6 +52,17 @@ def test_what_is_left_is_one_look_away(url: str, width: int) -> None:
     assert "global tokens ratio/60s 5,000+ 700 900 1,600 0 –" in words
 
 
+@pytest.mark.parametrize("name", ["[/] oops [/red]", "[bold]x[/bold]", "a\u202eb", ":bomb:"])
+def test_a_name_is_text(tmp_path: Path, name: str) -> None:
+    url = f"sqlite:///{tmp_path}/budgets.db"
+    with SQLStore(url) as store:
+        mine = SharedBudget(store=store, limits=(Window("tenant", "tokens", 9, "day"),), scopes={"tenant": name})
+        mine.reserve("r", mine.claims(Spend(tokens=7)))
+    done = run(url, width=200)
+    assert done.exit_code == 0, done.output
+    assert f"tenant={name}".replace("\u202e", " ") in done.output
+
+
 def test_json_has_every_figure(url: str) -> None:
     found = json.loads(run(url, "--prefix", "tenant=zebra", "--json").output)
     (account,) = found

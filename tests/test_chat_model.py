@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from rfx_agent import (
     Window,
 )
 from rfx_agent.errors import SamplerError
+from rfx_agent.samplers.chat import ended, rollout_of
 
 STEP = Step.of("What is 6 x 7?")
 TOP = [{"token": "4", "logprob": -0.1}, {"token": "5", "logprob": -2.4}]
@@ -85,11 +87,53 @@ def test_what_failed_is_noted_and_the_rest_is_kept(way: str) -> None:
     assert [x.logprobs is not None for x in result.rollouts] == [True, False]
     assert result.notes == (
         "Recorder: ConnectionError: dropped",
+        "an answer was lost on its way: it is charged as if it had used its whole cap",
         "Recorder gave no log-probabilities that can be used for 1 of 2 draws",
     )
     assert result.usage.calls == 3
-    with pytest.raises(SamplerError, match="dropped"):
+    assert result.usage.completion_tokens >= SampleRequest(STEP.messages).max_tokens  # of the one that was lost
+    with pytest.raises(SamplerError, match="dropped") as raised:
         draw(way, sampler, SampleRequest(STEP.messages, 1, seed=1))
+    assert raised.value.lost == 1
+
+
+class Aside(Recorder):
+    """Fails before anything is sent, or after, as providers' libraries say it."""
+
+    fault: str = ""
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        base = ConnectionError if self.fault != "ValueError" else ValueError
+        raise type(self.fault, (base,), {})("no")
+
+
+@pytest.mark.parametrize(
+    ("fault", "lost"),
+    [
+        ("ReadTimeoutError", 1),
+        ("ServerDisconnectedError", 1),
+        ("EndpointConnectionError", 0),
+        ("ConnectionRefusedError", 0),
+        ("ValueError", 1),  # an answer that LangChain cannot read raises one too
+    ],
+)
+def test_a_connection_that_broke_is_charged_unless_none_was_made(fault: str, lost: int) -> None:
+    with pytest.raises(SamplerError) as raised:
+        ChatModelSampler(Aside(calls=[], fault=fault)).sample(SampleRequest(STEP.messages))
+    assert raised.value.lost == lost
+
+
+def test_a_long_text_is_read_at_once() -> None:
+    begun = time.perf_counter()
+    assert ended(AIMessage("a" * 2_000_000)) is None
+    assert time.perf_counter() - begun < 0.05
+
+
+def test_a_cap_that_was_used_up_for_nothing_cut_the_answer() -> None:
+    told = {"input_tokens": 7, "output_tokens": 20, "total_tokens": 27}
+    message = AIMessage("", usage_metadata=told, response_metadata={"finish_reason": "stop"})
+    assert rollout_of(message, cap=20).finish_reason == "length"
+    assert rollout_of(message, cap=21).finish_reason == "stop"
 
 
 def test_what_cannot_work_is_refused() -> None:

@@ -2,14 +2,18 @@
 
 import asyncio
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from rfx_agent.cli import options
 from rfx_agent.cli.demo import demo_recovery, live_tasks, run_tasks
-from rfx_agent.cli.options import plain
+from rfx_agent.cli.options import Screen, plain, table
 from rfx_agent.cli.problems import FAMILIES, Problem, problems, stated
 from rfx_agent.cli.show import DemoView
+from rfx_agent.fence import visible
 from rfx_agent.testing import ScriptedSampler
 
 NINE = Problem("sum", "What is 4 + 5?", "9")
@@ -66,6 +70,25 @@ def test_the_stated_answer_is_found_in_any_dress(text: str, answer: str | None) 
 )
 def test_model_output_is_plain_on_the_terminal(text: str, shown: str) -> None:
     assert plain(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["[/] [bold]a[/bold]", "a\x1b[31mb\x9b1m", "a\u202eb", ":smile: 1.5", "[link=http://a]b[/link]"]
+)
+def test_what_is_printed_is_text_and_nothing_else(text: str) -> None:
+    out = io.StringIO()
+    screen = Screen(file=out, width=200)
+    made = table(text, "", text)
+    made.add_row(text, text)
+    screen.print(text)
+    screen.print(made)
+    assert out.getvalue().count(visible(text)) == 5
+    assert not set(out.getvalue()) & set("\x1b\x9b\u202e")
+
+
+def test_no_command_prints_past_the_screen() -> None:
+    for path in Path(options.__file__).parent.glob("*.py"):
+        assert path.name == "options.py" or not re.search(r"(?<!\w)Console\(", path.read_text()), path.name
 
 
 def test_both_arms_start_from_the_same_draw_and_get_the_same_tokens() -> None:

@@ -1,8 +1,9 @@
 """Records as plain values: what is left out, what is ignored, what is refused, and the number of the schema."""
 
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,68 @@ def test_unknown_fields_are_ignored_at_every_level(case: Case) -> None:
             if isinstance(holder.get(free), dict):
                 holder[free].pop("from_a_later_version", None)
     assert load(Case, grown) == case
+
+
+def test_a_word_that_only_a_later_version_knows_is_read_as_nothing_said() -> None:
+    case = Case(
+        Step.of("q", id="s"),
+        rollouts=(Rollout("a", kind="cut", verdict=Verdict(False)), Rollout("b", kind="wrong")),
+        attempts=(Attempt("retry", kind="cut"),),
+        diagnosis=Diagnosis("s", evidence="one_model", kind="wrong"),
+        decisions=(Decision("resample", evidence="one_model", regime="stochastic"), Decision("accept")),
+        ask=Ask(1.0, default="approve"),
+    )
+    later = dump(case)
+    found: dict[tuple[str, ...], dict[str, Any]] = {
+        ("kind",): later["rollouts"][0] | {},
+        ("evidence", "regime"): later["decisions"][0] | {},
+        ("default",): later["ask"] | {},
+    }
+    for names, record in found.items():
+        record.update(dict.fromkeys(names, "word_of_version_9"))
+    changed = later | {
+        "rollouts": [found["kind",], later["rollouts"][1]],
+        "decisions": (found["evidence", "regime"], later["decisions"][1]),
+        "ask": found["default",],
+    }
+    assert load(Case, changed) == replace(
+        case,
+        rollouts=(replace(case.rollouts[0], kind=None), case.rollouts[1]),
+        decisions=(Decision("resample"), Decision("accept")),
+        ask=Ask(1.0),
+    )
+    with pytest.raises(StateError, match=r"outcome\.status"):  # of which there is no default
+        load(Case, later | {"outcome": {"status": "word_of_version_9"}})
+    with pytest.raises(StateError, match="holds"):
+        load(Case, changed | {"holds": "many"})
+    with pytest.raises(StateError, match=r"ask\.default"):  # no word
+        load(Case, later | {"ask": {"opened": 1.0, "default": 3}})
+
+
+@pytest.mark.parametrize("mode", ["python", "json"])
+def test_numbers_of_numpy_become_pythons_own(mode: Any) -> None:
+    made = plain(
+        Case(
+            Step.of("q", expected=np.float32(0.5)),
+            Ledger(RetryBudget(seconds=np.float64(60.5))),
+            rollouts=(
+                Rollout("a", verdict=Verdict(np.bool_(True), score=np.float32(0.5))),  # type: ignore[arg-type]
+                Rollout("b", features={"spread": np.float64(0.25)}),
+            ),
+            decisions=(Decision("resample", posterior={"retry": (np.float64(1.5), np.int64(2))}),),
+            ask=Ask(np.float64(3.5)),
+        ),
+        mode=mode,
+    )
+
+    def kinds(value: Any) -> set[type]:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        return {type(value)}.union(*map(kinds, inner))
+
+    assert type(made["step"].pop("expected")) is (np.float32 if mode == "python" else float)  # may be any object
+    assert kinds(made) <= {dict, list, tuple, str, int, float, bool}
+    assert made["rollouts"][0]["verdict"] == {"passed": True, "score": 0.5}
+    assert made["ask"] == {"opened": 3.5}
 
 
 def records(kind: Any, seen: set[Any]) -> set[Any]:

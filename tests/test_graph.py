@@ -15,7 +15,22 @@ from pydantic import BaseModel
 from scenarios import EVERY, SCENARIOS, STEP, Scenario
 from typing_extensions import TypedDict
 
-from rfx_agent import Case, ConfigError, Escalation, Recovery, Rollout, Step, Usage, recovery_graph, step_input
+from rfx_agent import (
+    Case,
+    ConfigError,
+    Escalation,
+    FunctionVerifier,
+    MemoryStore,
+    Recovery,
+    RetryBudget,
+    Rollout,
+    SharedBudget,
+    Step,
+    Usage,
+    Window,
+    recovery_graph,
+    step_input,
+)
 from rfx_agent.adapters.graph.recovery_graph import outcome_of
 from rfx_agent.codec import load
 from rfx_agent.events import Event, as_record
@@ -275,3 +290,33 @@ def test_a_factory_has_to_give_a_recovery() -> None:
         recovery_graph(lambda context: 3).invoke(step_input(STEP, "41"))  # type: ignore[arg-type, return-value]
     with pytest.raises(ConfigError, match="a function from the run's context to a Recovery"):
         recovery_graph(Recovery)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_fork_of_a_thread_pays_as_the_documentation_says(shared: bool) -> None:
+    sampler, store = ScriptedSampler([], last="It is 41"), MemoryStore()
+    recovery = Recovery(
+        sampler,
+        FunctionVerifier(lambda text: "42" in text),
+        budget=RetryBudget(samples=3, attempts=3),
+        shared=SharedBudget(store=store, limits=(Window("global", "tokens", 10**6, per="day"),)) if shared else None,
+    )
+    graph = recovery_graph(recovery, interrupts=True, checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "1"}}
+
+    def calls(run: Callable[[], Any]) -> int:
+        before = len(sampler.requests)
+        run()
+        return len(sampler.requests) - before
+
+    def spent() -> int:
+        return sum(x.spent for x in store.accounts())
+
+    assert calls(lambda: graph.invoke(step_input(Step.of("q"), candidate="It is 40"), thread)) == 3
+    once, found = spent(), list(graph.get_state_history(thread))
+    middle = [x.config for x in found if x.next == ("resample",)]
+    assert calls(lambda: graph.invoke(None, middle[-1])) == (0 if shared else 3)  # from before the first draw
+    assert calls(lambda: graph.invoke(None, middle[0])) == (0 if shared else 1)  # from before the last
+    assert spent() == once
+    assert calls(lambda: graph.invoke(None, [x.config for x in found if x.next == ("diagnose",)][-1])) == 3  # a new run
+    assert spent() == 2 * once

@@ -151,6 +151,7 @@ def test_half_a_server_is_refused(fresh: Any) -> None:
         ({"verifier": "regex", "pattern": "("}, "pattern is '"),
         ({"policy": "best"}, "settings: policy is 'best': "),
         ({"remedies": []}, "settings: remedies is"),
+        ({"remedies": ["retry"] * 65}, "…: Tuple should have at most 64 items"),
         ({"samples": -1}, "settings: samples is -1"),
         ({"base_url": SERVER}, "name the server's model"),
         ({"base_url": "http://elsewhere/v1", "model": "m"}, "does not allow"),

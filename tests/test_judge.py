@@ -363,3 +363,10 @@ def test_a_verdict_is_paid_for_and_one_that_cannot_be_is_not_asked_for() -> None
     assert case.outcome is not None
     assert case.outcome.status == "unresolved"
     assert poor.requests == []
+
+
+def test_a_judging_whose_second_question_failed_has_spent_the_first() -> None:
+    judge = JudgeVerifier(Judge(lambda *_: "no verdict", SamplerError("busy", status=503, calls=1, lost=0)), rubric="r")
+    with pytest.raises(SamplerError) as raised:
+        judge.verify(STEP, RIGHT)
+    assert (raised.value.calls, raised.value.lost) == (2, 1)

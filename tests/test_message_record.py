@@ -19,7 +19,7 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGeneration, LLMResult
 
 from rfx_agent import Usage
-from rfx_agent.adapters.attempts import Reported
+from rfx_agent.adapters.reported import Reported
 from rfx_agent.adapters.texts import as_text, messages_of, step_of, told
 from rfx_agent.samplers.chat import ended, rollout_of, text_of, usage_of
 from rfx_agent.samplers.usage import MOST_UNSEEN, believed
@@ -200,6 +200,7 @@ def test_chunks_of_a_stream_are_one_text() -> None:
 
 LONG = "word " * 300
 ESTIMATE = 500
+MARKS = 8  # tokens that a chat template puts around one message and before the answer
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ ESTIMATE = 500
 def test_tokens_that_nobody_counted_are_estimated(given: Any) -> None:
     message = AIMessage(LONG)
     message.usage_metadata = given
-    assert usage_of(message, prompt=[HumanMessage("What is it?")]) == Usage(4, ESTIMATE, 1)
+    assert usage_of(message, prompt=[HumanMessage("What is it?")]) == Usage(4 + MARKS, ESTIMATE, 1)
 
 
 @pytest.mark.parametrize(
@@ -279,9 +280,44 @@ def test_models_inside_a_run_are_charged_for_what_they_do_not_report() -> None:
     reported, run = Reported(), uuid4()
     reported.on_chat_model_start({}, [[HumanMessage("What is it?")]], run_id=run)
     reported.on_llm_end(LLMResult(generations=[[ChatGeneration(message=AIMessage(LONG))]]), run_id=run)
-    assert reported.usage() == Usage(4, ESTIMATE, 1)
-    reported.on_llm_error(ValueError(), run_id=uuid4())
-    assert reported.usage() == Usage(4, ESTIMATE, 2)
+    assert reported.usage() == Usage(4 + MARKS, ESTIMATE, 1)
+    reported.on_llm_error(ValueError(), run_id=uuid4())  # of a call that nobody heard the beginning of
+    assert reported.usage() == Usage(4 + MARKS, ESTIMATE, 2)
+
+
+def failed(status: int | None) -> Exception:
+    error = ConnectionError("dropped") if status is None else ValueError("no")
+    error.status_code = status  # type: ignore[attr-defined]  # as an SDK's own has it
+    return error
+
+
+@pytest.mark.parametrize(
+    ("status", "lost"),
+    [(None, 1), (408, 1), (500, 1), (502, 1), (504, 1), (524, 1)] + [(x, 0) for x in (400, 401, 429, 503, 529)],
+)
+@pytest.mark.parametrize("own", [None, 300])
+def test_a_model_call_that_may_have_been_worked_on_is_charged_its_cap(
+    status: int | None, lost: int, own: int | None
+) -> None:
+    reported, run = Reported(), uuid4()
+    reported.cap = 64
+    reported.on_chat_model_start({}, [[HumanMessage("What is it?")]], run_id=run, invocation_params={"max_tokens": own})
+    reported.on_llm_error(failed(status), run_id=run)
+    assert reported.usage() == Usage((4 + MARKS) * lost, (own or 64) * lost, 1)
+    assert reported.usage(lost=False) == Usage(calls=1)
+    assert reported.lost == lost
+
+
+def test_a_model_call_that_gave_nothing_is_charged_its_cap_too() -> None:
+    reported, run = Reported(), uuid4()
+    reported.cap = 64
+    reported.on_chat_model_start({}, [[HumanMessage("What is it?")]], run_id=run)
+    reported.on_llm_end(LLMResult(generations=[[]]), run_id=run)
+    assert (reported.usage(), reported.lost) == (Usage(4 + MARKS, 64, 1), 1)
+
+
+def test_a_character_of_chinese_is_a_token() -> None:
+    assert usage_of(AIMessage("六乘以七等于四十二")).completion_tokens == 9
 
 
 @pytest.mark.parametrize(

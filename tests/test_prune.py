@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,13 +18,16 @@ from rfx_agent.budgets.accounting import BUCKETS, AccountRow
 from rfx_agent.budgets.limits import Claim, Refused, Reservation
 from rfx_agent.cli.app import app
 from rfx_agent.errors import StoreError
+from rfx_agent.policies import Belief
+from rfx_agent.policies.sql_store import SQLPolicyStore
+from rfx_agent.ports import BudgetStore
 
 
 def window(name: str, amount: int = 10, most: int = 1000) -> Claim:
     return Claim(name, "window", "tokens", amount, most, 60.0)
 
 
-def spent(store: SQLStore, name: str, amount: int = 10) -> None:
+def spent(store: BudgetStore, name: str, amount: int = 10) -> None:
     grant = store.reserve(f"{name}-{amount}", [window(name, amount)], seconds=60)
     assert isinstance(grant, Reservation)
     store.settle(grant, {"tokens": amount}, "record")
@@ -99,6 +103,8 @@ def test_a_process_that_stopped_in_a_transaction_holds_nobody_longer_than_the_ti
     path = tmp_path / "b.db"
     with SQLStore(f"sqlite:///{path}", timeout=1.0) as store:
         spent(store, "a")
+        beliefs = SQLPolicyStore(f"sqlite:///{path}", timeout=1.0)
+        beliefs.add(Belief())
         child = subprocess.Popen([sys.executable, "-c", _STOPPED, str(path)], stdout=subprocess.PIPE)
         try:
             assert child.stdout is not None
@@ -109,11 +115,35 @@ def test_a_process_that_stopped_in_a_transaction_holds_nobody_longer_than_the_ti
                 with pytest.raises(StoreError):
                     spent(store, "b", i + 1)
                 assert time.monotonic() - before < 2.5
+            before = time.monotonic()
+            assert beliefs.load() == Belief()  # a reader waits for nobody
+            with pytest.raises(StoreError, match="another process holds the file"):
+                beliefs.add(Belief())
+            assert time.monotonic() - before < 2.5
         finally:
             child.kill()
             child.wait()
         time.sleep(1.1)
         spent(store, "b", 9)
+        assert beliefs.add(Belief()) == Belief()
+
+
+def test_a_database_that_answers_no_more_holds_a_belief_no_longer_than_the_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLPolicyStore(f"sqlite:///{tmp_path}/b.db", timeout=0.2)
+    store.add(Belief())
+    frozen = threading.Event()
+    once = SQLPolicyStore._once
+    monkeypatch.setattr(SQLPolicyStore, "_once", lambda *given: (frozen.wait(20), once(*given))[1])
+    before, threads = time.monotonic(), threading.active_count()
+    for call in (store.load, lambda: store.add(Belief()), store.load):
+        with pytest.raises(StoreError, match=r"no answer within 0.2 s; look for a server that stopped"):
+            call()
+    assert time.monotonic() - before < 2.5
+    assert threading.active_count() <= threads + 1
+    frozen.set()
+    assert store.load() == Belief()
 
 
 def test_a_store_in_memory_forgets_nothing_that_counts() -> None:
@@ -127,3 +157,35 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.db").write_bytes(b"no database at all" * 100)
     with SQLStore(f"sqlite:///{tmp_path}/b.db") as store, pytest.raises(StoreError, match="give another path"):
         spent(store, "a")
+
+
+def test_a_store_in_memory_forgets_accounts_in_which_nothing_counts_any_more() -> None:
+    now = [1e6]
+    store = MemoryStore(clock=lambda: now[0], keep=100.0)
+    for i in range(200):
+        spent(store, f"old-{i}")
+    store.reserve("refused", [window("old-0", 9999), window("never asked again")], seconds=5)
+    week = store.reserve("week", [Claim("week", "window", "tokens", 1, 10, 6e5)], seconds=5)
+    assert isinstance(week, Reservation)
+    store.settle(week, {"tokens": 1})
+    store.reserve("open", [window("open", 1)], seconds=1000)
+    now[0] += 101
+    for i in range(40):
+        store.reserve(f"later{i}", [window(f"new{i}")], seconds=500)
+    assert {x.name for x in store.accounts()} == {"week", "open", *(f"new{i}" for i in range(40))}
+    assert store.accounts("week")[0].in_window == 1
+    assert store.accounts("open")[0].reserved == 1
+
+
+def test_a_settlement_that_comes_after_its_account_was_forgotten_is_let_go() -> None:
+    now = [1e6]
+    store = MemoryStore(clock=lambda: now[0], keep=100.0)
+    held = store.reserve("late", [window("a", 1)], seconds=50)
+    assert isinstance(held, Reservation)
+    for _ in range(20):  # it expires, and its window slides out; each call looks at a few accounts
+        now[0] += 20
+        store.keep("other", "record")
+    assert store.accounts() == []
+    store.settle(held, {"tokens": 3}, "record")
+    store.keep("other", "record")
+    assert store.accounts() == []

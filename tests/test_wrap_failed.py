@@ -3,12 +3,16 @@
 import asyncio
 import copy
 import pickle
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableGenerator, RunnableLambda
 from langgraph.errors import GraphInterrupt
@@ -17,6 +21,7 @@ from rfx_agent import FunctionVerifier, RetryBudget, SharedBudget, Unresolved, W
 from rfx_agent.adapters.chain.wrap import Retracted
 from rfx_agent.budgets.memory import MemoryStore
 from rfx_agent.errors import BudgetExhausted, CircuitOpen, FeatureError, SamplerTimeout, VerifierError
+from rfx_agent.events import Finished
 from rfx_agent.testing import ScriptedVerifier
 
 
@@ -129,6 +134,58 @@ def test_in_a_later_attempt_it_is_a_note_and_the_cause(call: Callable[..., Any])
         call(with_recovery(outcomes("41", Own("mine")), verifier=IS_42), "q")
     assert isinstance(caught.value.__cause__, Own)
     assert [x.text for x in caught.value.case.rollouts] == ["41"]
+
+
+def refusal(status: int, key: str) -> openai.APIStatusError:
+    request = httpx2.Request("POST", "http://m.test/v1", headers={"authorization": f"Bearer {key}"})
+    said = f"the key {key} is refused"
+    return openai.APIStatusError(said, response=httpx2.Response(status, request=request), body={"message": said})
+
+
+@both
+def test_a_key_that_a_provider_echoes_in_a_later_attempt_is_seen_nowhere(call: Callable[..., Any]) -> None:
+    key, events = "own/key+of-the-chain", list[Any]()
+    with pytest.raises(Unresolved, match=r"\[key\]") as caught:
+        call(with_recovery(outcomes("41", refusal(401, key)), verifier=IS_42, on_event=events.append), "q")
+    printed = "".join(traceback.format_exception(caught.value))
+    assert not any(key in text for text in (printed, repr(caught.value.case), repr(events)))
+
+
+@both
+@pytest.mark.parametrize(("status", "lost"), [(429, 0), (503, 0), (500, 1), (504, 1)])
+def test_a_later_attempt_that_ended_in_a_status_is_charged_where_the_provider_may_have_worked(
+    call: Callable[..., Any], status: int, lost: int
+) -> None:
+    chain = outcomes("41", refusal(status, "a-key-of-the-chain"))
+    with pytest.raises(Unresolved) as caught:
+        call(with_recovery(chain, verifier=IS_42, max_tokens=64, budget=RetryBudget(calls=1)), "q")
+    spent = caught.value.case.ledger.spent
+    assert spent.calls == 1
+    assert (spent.tokens >= 64) == bool(lost)
+    assert bool(spent.tokens) == bool(lost)
+
+
+@both
+def test_an_attempt_that_was_lost_beside_one_that_came_is_charged(call: Callable[..., Any]) -> None:
+    chain = outcomes("41", "42", ConnectionError("dropped"))
+    answers: list[Any] = []
+    wrapped = with_recovery(
+        chain, verifier=IS_42, max_tokens=64, extra_samples=2, on_event=answers.append, budget=RetryBudget(samples=2)
+    )
+    assert call(wrapped, "q") == "42"
+    (spent,) = [event.spent for event in answers if isinstance(event, Finished)]
+    assert spent.tokens >= 64
+    assert spent.calls == 2
+
+
+@both
+def test_what_the_models_before_the_one_that_broke_have_used_is_charged_too(call: Callable[..., Any]) -> None:
+    used = {"input_tokens": 900, "output_tokens": 100, "total_tokens": 1000}
+    first = GenericFakeChatModel(messages=iter([AIMessage("41", usage_metadata=used) for _ in range(2)]))
+    chain = first | outcomes("41", refusal(429, "a-key-of-the-chain"))
+    with pytest.raises(Unresolved) as caught:
+        call(with_recovery(chain, verifier=IS_42, budget=RetryBudget(calls=1)), "q")
+    assert caught.value.case.ledger.spent.tokens == 1000
 
 
 @both

@@ -6,18 +6,13 @@ import asyncio
 import copy
 import inspect
 import itertools
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
-from uuid import UUID
 
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import OutputParserException
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableConfig, ensure_config, patch_config
 from langchain_core.runnables.config import (
     get_async_callback_manager_for_config,
@@ -26,11 +21,13 @@ from langchain_core.runnables.config import (
 )
 from pydantic import ValidationError
 
+from rfx_agent.adapters.reported import Reported
 from rfx_agent.adapters.texts import flawed
-from rfx_agent.errors import ConfigError, RfxError, SamplerError, is_control_flow
+from rfx_agent.errors import ConfigError, RfxError, SamplerError, SamplerTimeout, is_control_flow
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage, Verdict
-from rfx_agent.samplers.chat.read import Prompt, usage_of
+from rfx_agent.samplers.openai.provider_errors import map_error, tries
+from rfx_agent.samplers.usage import LOST, of_lost
 
 __all__ = [
     "CALLS_TOOLS",
@@ -39,7 +36,6 @@ __all__ = [
     "Again",
     "Attempts",
     "Made",
-    "Reported",
     "Thing",
     "checked_failures",
     "in_context",
@@ -56,7 +52,6 @@ CALLS_TOOLS = Verdict(False, reason="it calls tools, and is no answer", kind="no
 """The flaw of a run that goes on instead of answering."""
 T = TypeVar("T")
 
-_ONE = Usage(calls=1)
 _NOSTREAM = "nostream"  # LangGraph's tag for model calls that stream_mode "messages" leaves out
 
 
@@ -70,6 +65,7 @@ class Made:
         flaw: the verdict on a rollout that cannot stand, whatever its text; None where the verifier is asked.
         error: what the thing raised; without a rollout it means that the thing itself is out of order.
         usage: what the run used.
+        lost: calls of models that were lost in a run that is out of order; they are not in ``usage``.
     """
 
     rollout: Rollout | None = None
@@ -77,10 +73,14 @@ class Made:
     flaw: Verdict | None = None
     error: Exception | None = None
     usage: Usage = field(default_factory=lambda: Usage(calls=1))
+    lost: int = 0
 
-
-def _reported() -> Reported:
-    return Reported()
+    @classmethod
+    def broken(cls, error: Exception, again: Again) -> Made:
+        """What came of a run that raised ``error``, and so is out of order."""
+        heard = again.reported
+        lost = heard.lost if heard.calls else tries(error)[1]
+        return cls(error=error, usage=heard.usage(lost=False), lost=1 if lost is None else lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,10 @@ class Again:
     number: int
     request: SampleRequest = SampleRequest(({"role": "user", "content": ""},))
     index: int = 0
-    reported: Reported = field(default_factory=_reported)
+    reported: Reported = field(default_factory=Reported)
+
+    def __post_init__(self) -> None:
+        self.reported.cap = self.request.max_tokens
 
     def config(self, *, sync: bool) -> RunnableConfig:
         """The configuration that is active here, for a run that is tagged and streams no tokens to the user."""
@@ -139,9 +142,9 @@ class Thing(ABC):
 
     def failed(self, error: Exception, again: Again) -> Made:
         """What a run came to that raised ``error``: a failed answer, or a thing that is out of order."""
-        usage = again.reported.usage()
         if not isinstance(error, self.failures):
-            return Made(error=error, usage=usage)
+            return Made.broken(error, again)
+        usage = again.reported.usage()
         said = getattr(error, "llm_output", None)
         text = said if isinstance(said, str) else ""
         rollout = Rollout(text, "r0", response_id=response_id(again.number), usage=usage)
@@ -252,7 +255,7 @@ class Attempts(Sampler):
             again = Again(len(self.made) + 1, request)
             with set_config_context(again.config(sync=True)) as context:
                 return context.run(self._driver().sample, request)
-        return self._result(self._thing.run_all(self.again(request)))
+        return self._result(request, self._thing.run_all(self.again(request)))
 
     async def asample(self, request: SampleRequest) -> SampleResult:
         """The same on the running event loop."""
@@ -261,7 +264,7 @@ class Attempts(Sampler):
             with set_config_context(again.config(sync=False)) as context:
                 written: SampleResult = await in_context(self._driver().asample(request), context)
                 return written
-        return self._result(await self._thing.arun_all(self.again(request)))
+        return self._result(request, await self._thing.arun_all(self.again(request)))
 
     def _driver(self) -> Sampler:
         driver = self._thing.driver()
@@ -269,76 +272,37 @@ class Attempts(Sampler):
             raise ConfigError(f"recovery: {self.name} has a tool and no model to drive it; give a sampler")
         return driver
 
-    def _result(self, runs: Sequence[Made]) -> SampleResult:
-        rollouts, notes, errors = [], [], []
+    def _result(self, request: SampleRequest, runs: Sequence[Made]) -> SampleResult:
+        rollouts, notes, spent = [], [], Usage()
+        errors: list[tuple[Exception, RfxError]] = []
         for made in map(self.take, runs):
+            spent += made.usage
             if made.rollout is not None:
                 rollouts.append(made.rollout)
             elif made.error is not None:
-                errors.append(made.error)
-                notes.append(f"{self.name}: {type(made.error).__name__}: {made.error}")
+                failure = self.failure(made.error)
+                errors.append((made.error, failure))
+                notes.append(str(failure))
             else:
                 notes.append(f"{self.name} was run again and gave no answer")
-        spent = sum((x.usage for x in runs), Usage())
+        lost = sum(made.lost for made in runs)
         if errors and not rollouts:
-            failure = self.failure(errors[0], calls=spent.calls)
-            if failure is errors[0]:
+            error, failure = errors[0]
+            if isinstance(failure, SamplerError):
+                failure.calls, failure.lost, failure.usage = spent.calls, -(-lost // request.n), spent
+            if failure is error:
                 raise failure
-            raise failure from errors[0]
-        return SampleResult(tuple(rollouts), spent, tuple(dict.fromkeys(notes)))
+            raise failure from error
+        notes += [LOST] if lost else []
+        return SampleResult(tuple(rollouts), spent + of_lost(request, lost), tuple(dict.fromkeys(notes)))
 
-    def failure(self, error: Exception, *, calls: int = 0) -> RfxError:
-        """``error`` of the thing, as the engine knows errors."""
+    def failure(self, error: Exception) -> RfxError:
+        """``error`` of the thing, as the engine knows errors; without the key that its provider may have echoed."""
         if isinstance(error, RfxError):
             return error
-        return SamplerError(f"{self.name}: {type(error).__name__}: {error}", calls=calls)
-
-
-class Reported(BaseCallbackHandler):
-    """Counts the tokens of the models inside one run; what they do not report is estimated from the text."""
-
-    run_inline = True
-    ignore_chain = ignore_agent = ignore_retriever = ignore_retry = ignore_custom_event = True
-
-    def __init__(self) -> None:
-        self._usage = Usage()
-        self._prompts: dict[UUID, Sequence[Prompt]] = {}
-        self._lock = threading.Lock()
-
-    def usage(self, otherwise: Usage = _ONE) -> Usage:
-        """What was used; ``otherwise`` where no model was heard of. A run is at least one call."""
-        return self._usage if self._usage.calls else otherwise
-
-    def on_chat_model_start(
-        self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **_: Any
-    ) -> None:
-        """A chat model is asked."""
-        self._prompts[run_id] = messages
-
-    def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **_: Any) -> None:
-        """A model that is no chat model is asked."""
-        self._prompts[run_id] = prompts
-
-    def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
-        """One model call is over."""
-        prompts = self._prompts.pop(run_id, ())
-        used = Usage()
-        for at, choices in enumerate(response.generations):
-            prompt = prompts[at] if at < len(prompts) else None
-            for generation in choices:
-                message = getattr(generation, "message", None)
-                if not isinstance(message, BaseMessage):
-                    message = AIMessage(generation.text, response_metadata=response.llm_output or {})
-                used += usage_of(message, prompt=prompt)
-                prompt = None  # it is read once for all choices
-        with self._lock:
-            self._usage += replace(used, calls=1)
-
-    def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
-        """One model call failed."""
-        self._prompts.pop(run_id, None)
-        with self._lock:
-            self._usage += Usage(calls=1)
+        told = map_error(error)
+        make = SamplerTimeout if isinstance(told, SamplerTimeout) else SamplerError
+        return make(f"{self.name}: {told}", status=told.status, transient=told.transient, calls=told.calls)
 
 
 def checked_failures(who: str, given: Any) -> None:

@@ -312,8 +312,9 @@ class Book:
     def _rows(self, row: ReservationRow) -> list[tuple[AccountRow, str, int]]:
         """The accounts of a reservation, all of them looked up before any is changed."""
         found = [(self._account(name), unit, amount) for name, unit, amount in row.claims]
-        self.touched.update(name for name, _, _ in row.claims if name not in self.absent)
-        return [(account, unit, amount) for account, unit, amount in found if account is not None]
+        there = [(account, unit, amount) for account, unit, amount in found if account is not None]
+        self.touched.update(account.name for account, _, _ in there)
+        return there
 
     def _account(self, name: str) -> AccountRow | None:
         account = self.accounts.get(name)
@@ -325,6 +326,7 @@ class Book:
         account = self._account(claim.account)
         if account is None:
             account = self.accounts[claim.account] = AccountRow.of(claim)
+            self.touched.add(account.name)
         return account
 
     def _put(self, row: ReservationRow) -> None:

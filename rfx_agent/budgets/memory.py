@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-import threading
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
+from rfx_agent._forks import Lock
 from rfx_agent.budgets.accounting import OPEN, Book, micros, seconds_of, writable
 from rfx_agent.budgets.limits import Account, Claim, Grant, Reservation
 from rfx_agent.checks import MOST_SECONDS, number, shown, whole
@@ -17,6 +18,7 @@ from rfx_agent.ports import BudgetStore
 __all__ = ["MemoryStore"]
 
 _WEEK = 7 * 86_400.0
+_AT_ONCE = 8  # accounts that one call looks at: what it takes does not depend on how many there are
 
 
 class MemoryStore(BudgetStore):
@@ -26,7 +28,8 @@ class MemoryStore(BudgetStore):
 
     Args:
         clock: seconds since any fixed moment, as ``time.time``.
-        keep: seconds that ended reservations and records are remembered.
+        keep: seconds that ended reservations and records are remembered, and an account that was not asked for and in
+            which nothing counts any more. A later claim opens it anew.
         most: ended reservations and records that are remembered; beyond it the oldest are forgotten.
 
     Raises:
@@ -43,12 +46,13 @@ class MemoryStore(BudgetStore):
             raise ConfigError(f"memory store: clock is {shown(clock)}; give a function such as time.time")
         self._clock = clock
         self._most = whole("memory store: most", most, least=1)
-        self._book = Book(
-            keep_for=micros(number("memory store: keep", keep, above=0, unit="seconds", most=MOST_SECONDS))
-        )
-        self._lock = threading.Lock()
+        self._keep = micros(number("memory store: keep", keep, above=0, unit="seconds", most=MOST_SECONDS))
+        self._book = Book(keep_for=self._keep)
+        self._lock = Lock()
         self._open: list[tuple[int, str]] = []  # a heap of when each reservation expires
-        self._ended: dict[str, int] = {}  # when each is forgotten, in that order
+        # Linked, because a dict from whose front much was deleted takes ever longer to find its first item.
+        self._ended: OrderedDict[str, int] = OrderedDict()  # when each is forgotten, in that order
+        self._asked: OrderedDict[str, int] = OrderedDict()  # when each account was last asked for, in that order
 
     def __repr__(self) -> str:
         return "MemoryStore()"
@@ -113,6 +117,7 @@ class MemoryStore(BudgetStore):
             for claim in claims:
                 if claim.kind == "ratio":
                     self._book.deposit(claim, now)
+            self._tidy(now)
 
     def accounts(self, prefix: str = "") -> list[Account]:
         """See ``ports.BudgetStore.accounts``."""
@@ -145,9 +150,21 @@ class MemoryStore(BudgetStore):
             if book.reservations[id].state != OPEN:
                 self._ended[id] = book.reservations[id].due
         book.written.clear()
-        book.touched.clear()
         while self._ended:
             id, due = next(iter(self._ended.items()))  # noqa: A001  # as above
             if due > now and len(self._ended) <= self._most:
                 break
             del self._ended[id], book.reservations[id]
+        for name in book.touched:
+            self._asked[name] = now
+            self._asked.move_to_end(name)
+        book.touched.clear()
+        for _ in range(_AT_ONCE):
+            name = next(iter(self._asked), "")
+            if not name or self._asked[name] > now - self._keep:
+                break
+            if book.accounts[name].idle(now):
+                del self._asked[name], book.accounts[name]
+            else:  # its window is longer, or a reservation is open
+                self._asked[name] = now
+                self._asked.move_to_end(name)

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from rfx_agent.cli import lab
 from rfx_agent.cli.budget import budget
@@ -18,7 +17,7 @@ from rfx_agent.cli.demo import TOP_LOGPROBS, demo_recovery, live_tasks, run_task
 from rfx_agent.cli.evidence import evidence
 from rfx_agent.cli.judge import judge_check
 from rfx_agent.cli.models import BaseUrl, Model, sampler_of
-from rfx_agent.cli.options import Json, reported
+from rfx_agent.cli.options import Json, Screen, reported
 from rfx_agent.cli.problems import problems as generate
 from rfx_agent.cli.show import DemoView
 from rfx_agent.cli.simulate import simulate
@@ -66,7 +65,7 @@ def demo(
     Every problem whose first draw fails goes through the recovery graph, and through plain retry with the same
     tokens. With a server of your own, the key is read from OPENAI_API_KEY.
     """
-    console = Console(stderr=as_json, soft_wrap=False)
+    console = Screen(stderr=as_json, soft_wrap=False)
     view = DemoView(console)
     with reported():
         if replay and base_url:

@@ -8,13 +8,12 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
 from rfx_agent.budgets.at import store_at
 from rfx_agent.budgets.limits import Account
-from rfx_agent.cli.options import Json, plain, reported, table
+from rfx_agent.cli.options import Json, Screen, plain, reported, table
 
 __all__ = ["budget"]
 
@@ -49,13 +48,13 @@ def show(
     if as_json:
         typer.echo(json.dumps([asdict(x) for x in found]))
         return
-    console = Console()
+    console = Screen()
     if not found:
-        console.print("no account yet" + (f" begins with {plain(prefix, 60)}" if prefix else ""), markup=False)
+        console.print("no account yet" + (f" begins with {plain(prefix, 60)}" if prefix else ""))
         return
     console.print(_table(found))
     if any(x.lost for x in found):
-        console.print("expired: reserved by processes that died in mid-call; it counts as spent", markup=False)
+        console.print("expired: reserved by processes that died in mid-call; it counts as spent")
 
 
 @budget.command("prune")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
-from rich.console import Console
 
 from rfx_agent.cli.collect_show import CollectView, rates, summary
-from rfx_agent.cli.options import Json, reported
+from rfx_agent.cli.options import Json, Screen, reported
 from rfx_agent.lab.problems.files import Judge, from_jsonl
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def collect(
     Problems that fail one draw are drawn again, given to the tool, measured by both models, and steered. OUT then
     holds rollouts.parquet and failures.parquet; rfx calibrate, simulate, audit and report read the second.
     """
-    console = Console(stderr=as_json, soft_wrap=True)
+    console = Screen(stderr=as_json, soft_wrap=True)
     try:
         with reported():
             from rfx_agent.lab.collect import collector as lab
@@ -110,7 +109,7 @@ def collect(
                     found = lab.collect(plan, out, progress=view.show)
     except KeyboardInterrupt:
         note = "stopped; the same command goes on from here, and --finish writes what is there"
-        Console(stderr=True, soft_wrap=True).print(f"rfx: {note}", style="yellow", markup=False, highlight=False)
+        Screen(stderr=True, soft_wrap=True).print(f"rfx: {note}", style="yellow")
         raise typer.Exit(130) from None
     summary(console, found)
     if as_json:

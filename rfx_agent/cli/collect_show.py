@@ -58,7 +58,7 @@ class CollectView:
             self._bar.update(self._task, description=at.phase, completed=at.done, total=at.total, say=say)
         elif at.phase != self._phase or at.elapsed - self._told >= _OFTEN:
             self._phase, self._told = at.phase, at.elapsed
-            self._console.print(f"{at.phase}: {at.done}/{at.total}, {say}", markup=False, highlight=False)
+            self._console.print(f"{at.phase}: {at.done}/{at.total}, {say}")
 
 
 def rates(found: Dataset) -> dict[str, dict[str, Any]]:
@@ -88,8 +88,8 @@ def summary(console: Console, found: Dataset) -> None:
     if partial := found.provenance["partial"]:
         console.print(f"{partial} failing problems are not complete and are left out", style="yellow")
     for note, count in found.provenance["notes"].items():
-        console.print(f"note, {count} times: {plain(note, 160)}", markup=False, highlight=False)
-    console.print(f"wrote {found.folder}", markup=False, highlight=False)
+        console.print(f"note, {count} times: {plain(note, 160)}")
+    console.print(f"wrote {found.folder}")
 
 
 def _clock(seconds: float) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markdown import Markdown
 
-from rfx_agent.cli.options import Json, reported
+from rfx_agent.cli.options import Json, Screen, reported
+from rfx_agent.fence import visible
 
 __all__ = ["evidence"]
 
@@ -35,6 +35,6 @@ def evidence(
     if as_json:
         typer.echo(json.dumps(figures, allow_nan=False))
     elif as_markdown:
-        typer.echo(markdown(figures), nl=False)
+        typer.echo(visible(markdown(figures)), nl=False)
     else:
-        Console().print(Markdown(markdown(figures)))
+        Screen().print(Markdown(visible(markdown(figures))))

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from rfx_agent.cli.models import BaseUrl, Model, sampler_of
-from rfx_agent.cli.options import BadRows, Json, plain, reported, table, warn
+from rfx_agent.cli.options import BadRows, Json, Screen, plain, reported, table, warn
 from rfx_agent.errors import ConfigError
 from rfx_agent.lab.judge_cases import JudgeCase, read_cases
 from rfx_agent.lab.judge_check import JudgeReport
@@ -91,7 +91,7 @@ def judge_check(
             )
         if rates is not None:
             _write(rates, report, judge, err)
-    out = Console(stderr=as_json)
+    out = Screen(stderr=as_json)
     out.print(*_tables(report))
     if as_json:
         skipped = [{"row": number, "reason": why} for number, why in bad]

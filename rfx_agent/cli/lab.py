@@ -18,7 +18,7 @@ from rfx_agent.cli.lab_show import (
     population_table,
     regime_table,
 )
-from rfx_agent.cli.options import BadRows, Engine, Json, plain, reported, warn
+from rfx_agent.cli.options import BadRows, Engine, Json, Screen, plain, reported, warn
 
 __all__ = ["audit", "calibrate", "extract", "report"]
 
@@ -67,16 +67,16 @@ def calibrate(
             result["files"] = [str(path) for path in _save(each, output, folder=len(each) > 1)]
         drifts = _drifts(lab, chosen, check, on_bad, err) if check is not None else []
         result["drift"] = [{"model": m, "task": t, **dataclasses.asdict(d)} for m, t, d in drifts]
-    out = Console(stderr=as_json)
+    out = Screen(stderr=as_json)
     for population in result["populations"]:
         out.print(population_table(population))
         if (counts := counts_table(population)) is not None:
             out.print(counts)
     for m, t, drift in drifts:
         style = {"drifted": "red", "stable": "green"}.get(drift.verdict)
-        out.print(f"{plain(m)} on {plain(t)}: {drift.sentence}", style=style, markup=False, highlight=False)
+        out.print(f"{plain(m)} on {plain(t)}: {drift.sentence}", style=style)
     for path in result["files"]:
-        out.print(f"wrote {path}", markup=False, highlight=False)
+        out.print(f"wrote {path}")
     if as_json:
         typer.echo(json.dumps(finite(result)))
     if any(d.verdict == "drifted" for _, _, d in drifts):
@@ -99,17 +99,17 @@ def audit(
         data = read_profile(profile, on_bad=on_bad)
         warn(err, profile, data.bad_rows)
         found = run(data, folds=folds, repeats=repeats, seed=seed)
-    out = Console(stderr=as_json)
+    out = Screen(stderr=as_json)
     out.print(regime_table(found))
     for line in kinds_lines(found):
-        out.print(line, markup=False, highlight=False)
+        out.print(line)
     questions = [(f"{what} from the features", found["separability"][what]) for what in ("model", "method")]
     if found["regimes"] is not None:
         questions += [("stochastic or structural", found["regimes"])]
         questions += [("the same without the failure count", found["regimes"]["without_count"])]
     out.print(accuracy_table(questions))
     for note in found["notes"]:
-        out.print(f"note: {note}", markup=False, highlight=False)
+        out.print(f"note: {note}")
     if as_json:
         typer.echo(json.dumps(finite(found)))
 
@@ -129,7 +129,7 @@ def report(
         data = read_profile(profile, on_bad=on_bad)
         warn(err, profile, data.bad_rows)
         write_report(data, output, title=profile.name, orders=orders, seed=seed)
-    Console().print(f"wrote {output}", markup=False, highlight=False)
+    Screen().print(f"wrote {output}")
 
 
 def extract(
@@ -148,9 +148,7 @@ def extract(
         done = run(source, output, engine=engine, workers=workers, temperature=temperature, on_bad=on_bad)
         warn(err, source, done.bad_rows)
     summary = {"rollouts": done.rollouts, "tokens": done.tokens, "bad_rows": len(done.bad_rows), "output": str(output)}
-    Console(stderr=as_json).print(
-        f"wrote {output}: {done.rollouts} rollouts, {done.tokens} tokens", markup=False, highlight=False
-    )
+    Screen(stderr=as_json).print(f"wrote {output}: {done.rollouts} rollouts, {done.tokens} tokens")
     if as_json:
         typer.echo(json.dumps(summary))
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rfx_agent.errors import RfxError
+from rfx_agent.fence import visible
 from rfx_agent.lab.common import OnBad
 
-__all__ = ["BadRows", "Engine", "Json", "plain", "reported", "table", "warn"]
+__all__ = ["BadRows", "Engine", "Json", "Screen", "plain", "reported", "table", "warn"]
 
 _SHOWN = 5  # malformed rows that are named one by one
 
@@ -25,10 +27,21 @@ BadRows = Annotated[OnBad, typer.Option(help="What a malformed row does: end the
 Engine: TypeAlias = Literal["threads", "ray"]
 
 
+class Screen(Console):
+    """A console that shows text as it is: no markup, no emoji codes, and nothing that a terminal would obey."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See ``Console``; what is printed and each cell of a table come here."""
+        return super().render_str(visible(text), **options)
+
+
 @contextmanager
 def reported() -> Iterator[Console]:
     """A console on standard error. One of our errors, or a file's, is a line there, and ends the command with 1."""
-    console = Console(stderr=True, soft_wrap=True)
+    console = Screen(stderr=True, soft_wrap=True)
     try:
         yield console
     except RfxError as error:
@@ -37,16 +50,16 @@ def reported() -> Iterator[Console]:
         why = f"{error.filename or ''}: {error.strerror or error}"
     else:
         return
-    console.print(f"rfx: {why}", style="red", markup=False, highlight=False)
+    console.print(f"rfx: {why}", style="red")
     raise typer.Exit(1)
 
 
 def warn(console: Console, path: Path, bad: Sequence[tuple[int, str]]) -> None:
     """Name the rows that were skipped."""
     for row, why in bad[:_SHOWN]:
-        console.print(f"skipped: {path} row {row}: {plain(why, 200)}", style="yellow", markup=False, highlight=False)
+        console.print(f"skipped: {path} row {row}: {plain(why, 200)}", style="yellow")
     if len(bad) > _SHOWN:
-        console.print(f"skipped: {len(bad)} rows in all", style="yellow", markup=False, highlight=False)
+        console.print(f"skipped: {len(bad)} rows in all", style="yellow")
 
 
 def table(title: str, *headings: str, left: int = 1) -> Table:

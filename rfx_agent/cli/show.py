@@ -68,7 +68,9 @@ class DemoView:
         self._replay = replay
         how = "recorded rollouts of" if replay else "live on"
         families = ", ".join(dict.fromkeys(p.family for p in problems))
-        self._console.print(f"[bold]{len(problems)} problems[/] ({families}), {how}", end=" ")
+        self._console.print(
+            Text(f"{len(problems)} problems", style="bold"), f"({plain(families, 200)}), {how}", end=" "
+        )
         self._console.print(Text(plain(model, 60), style="bold"))
         if replay:
             self._console.print("calibrated on the same dataset; verdicts are the recorded ones", style="dim")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from rfx_agent.cli.options import BadRows, Engine, Json, reported, table, warn
+from rfx_agent.cli.options import BadRows, Engine, Json, Screen, reported, table, warn
 from rfx_agent.errors import ConfigError
 from rfx_agent.lab.logs import Log, read_log
 from rfx_agent.lab.profiles import Profile, is_log, read_profile
@@ -77,7 +76,7 @@ def simulate(
             engine=engine,
         )
         warn(err, source, read.bad_rows)
-    Console(stderr=as_json).print(*_tables(found))
+    Screen(stderr=as_json).print(*_tables(found))
     if as_json:
         bad = [{"row": number, "reason": reason} for number, reason in read.bad_rows]
         typer.echo(json.dumps({"source": str(source), "skipped": bad} | found.as_dict(), allow_nan=False))

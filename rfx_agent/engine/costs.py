@@ -7,16 +7,29 @@ when no time is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rfx_agent.budgets.step import Price
 from rfx_agent.case import Case
+from rfx_agent.errors import may_have_worked
 from rfx_agent.records import Message, Rollout, Spend, Usage
 
 if TYPE_CHECKING:
     from rfx_agent.engine.run import Run
 
-__all__ = ["bytes_of", "of_candidate", "of_completion", "of_draw", "of_scores", "of_usage", "prompt_tokens", "reported"]
+__all__ = [
+    "bytes_of",
+    "lost_tries",
+    "of_candidate",
+    "of_completion",
+    "of_draw",
+    "of_failure",
+    "of_scores",
+    "of_usage",
+    "prompt_tokens",
+    "reported",
+]
 
 _TEMPLATE = 64  # tokens that a chat template may add to each message's own text
 _PER_TOKEN = 4  # characters of a token, on average; for estimates that nothing is capped by
@@ -39,8 +52,28 @@ def of_usage(
 
 
 def reported(error: Exception | None) -> Usage:
-    """What an error says of the requests that were made before it."""
-    return Usage(calls=getattr(error, "calls", 0))
+    """What an error says of the requests that were made before it; of those that were lost, only their number."""
+    used = getattr(error, "usage", None)
+    return replace(used if isinstance(used, Usage) else Usage(), calls=getattr(error, "calls", 0))
+
+
+def lost_tries(error: Exception | None) -> int:
+    """Requests that brought nothing, and that a server may have worked on: most statuses say that it did not."""
+    lost = getattr(error, "lost", None)
+    known = reported(error).calls > 0 and may_have_worked(getattr(error, "status", None))
+    return int(known) if lost is None else max(0, int(lost))
+
+
+def of_failure(run: Run, cost: Spend, error: Exception | None, *, seconds: float, price: Price | None = None) -> Spend:
+    """What a call costs that ended in ``error``, and for which ``cost`` was reserved.
+
+    What a lost try cost is not known: all that was reserved counts, except the attempts, once for each.
+    """
+    spent, lost = of_usage(run, reported(error), seconds=seconds, asked=1, price=price), lost_tries(error)
+    if not lost:
+        return spent
+    tokens, usd = cost.tokens * lost + spent.tokens, cost.usd * lost + spent.usd
+    return replace(cost, attempts=0, tokens=tokens, usd=usd, seconds=seconds, calls=spent.calls, asked=1)
 
 
 def of_completion(run: Run, read: int, *, calls: int = 1, cap: int | None = None, price: Price | None = None) -> Spend:

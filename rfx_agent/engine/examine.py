@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -17,8 +18,9 @@ from rfx_agent.evidence.kinds import REFUSAL, kind_of
 from rfx_agent.evidence.tables import TopLogprobs
 from rfx_agent.evidence.verdicts import joined, owned
 from rfx_agent.records import Rollout, ScoreResult, Spend, Step, Usage, Verdict
+from rfx_agent.thinking import LONG, after_thinking
 
-__all__ = ["examine", "price_of_verdicts", "verdict_call"]
+__all__ = ["examine", "price_of_verdicts", "read", "verdict_call"]
 
 Tables: TypeAlias = tuple[TopLogprobs | FeatureError | None, ...]
 
@@ -82,6 +84,21 @@ def _none_of(name: str, rollout: Rollout, why: str) -> str:
     return f"the second opinion, {name}, came to no verdict on {rollout.id}: {why}"
 
 
+def read(rollouts: Iterable[Rollout]) -> Flow[None]:
+    """Find out beside an event loop what long texts say, which the verifier and the engine then ask for on it."""
+    if texts := [x.text for x in rollouts if len(x.text) >= LONG]:
+        yield (Call(_said, _asaid, (texts,)),)
+
+
+def _said(texts: Sequence[str]) -> None:
+    for text in texts:
+        after_thinking(text)
+
+
+async def _asaid(texts: Sequence[str]) -> None:
+    await asyncio.to_thread(_said, texts)
+
+
 def verdict_call(run: Run, step: Step, rollout: Rollout, peers: Sequence[Rollout]) -> Call:
     """Ask the verifier about ``rollout``; cancelled after ``Recovery.verdict_seconds``, unless it cannot hang.
 
@@ -103,14 +120,15 @@ async def _arefused() -> Verdict:
 
 
 def price_of_verdicts(run: Run, replies: Sequence[Reply], bound: Spend | None = None) -> Spend:
-    """What verdicts cost. One that was cancelled may have cost all that was reserved for them."""
+    """What verdicts cost. One that was cancelled, or whose answer was lost, may have cost all that was reserved."""
     spent = _NOTHING
     for reply in replies:
         usage = reply.value.usage if reply.error is None else costs.reported(reply.error)
         one = costs.of_usage(run, usage, seconds=reply.seconds, asked=int(usage.calls > 0))
         spent = one if spent is _NOTHING else spent + one
-    if bound is not None and any(isinstance(x.error, TimedOut) for x in replies):
-        return replace(bound, seconds=spent.seconds)
+    times = max((max(isinstance(x.error, TimedOut), costs.lost_tries(x.error)) for x in replies), default=0)
+    if bound is not None and times:
+        return replace(bound, tokens=bound.tokens * times, usd=bound.usd * times, seconds=spent.seconds)
     return spent
 
 
@@ -125,6 +143,7 @@ def _judge(
     peers, name = case.rollouts, run.verifier.name
     wanted = [x for x in peers if x.id in new or (run.verifier.needs_peers and not x.passed)]
     verdicts: dict[str, Verdict] = {x.id: x.verdict or _UNPAID for x in wanted}
+    yield from read(wanted)
     due, cost = (wanted, None) if replies is not None else _affordable(run, case, wanted)
     told = True
     if cost is None:
@@ -223,6 +242,8 @@ def _scored(run: Run, case: Case, failed: list[Rollout]) -> Flow[tuple[Case, Tab
         (reply,) = replies
         if isinstance(reply.error, TimedOut):
             return replace(cost, seconds=reply.seconds)
+        if reply.error is not None:
+            return costs.of_failure(run, cost, reply.error, seconds=reply.seconds)
         return costs.of_usage(run, usage(reply), seconds=reply.seconds) + Spend(asked=1)
 
     def tell(replies: tuple[Reply, ...]) -> list[Scored]:

@@ -15,7 +15,7 @@ from rfx_agent.case import Attempt, Case, Outcome
 from rfx_agent.checks import shown
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow, Reply
-from rfx_agent.engine.examine import examine, price_of_verdicts, second, unasked, verdict_call
+from rfx_agent.engine.examine import examine, price_of_verdicts, read, second, unasked, verdict_call
 from rfx_agent.engine.run import Run
 from rfx_agent.errors import ConfigError
 from rfx_agent.escalation.ask import answer_person, open_case
@@ -132,6 +132,7 @@ def judged(run: Run, step: Step, candidate: Rollout, ledger: Ledger | None = Non
         ledger: what the step may spend; by default an untouched one under the settings' budget.
     """
     ledger = Ledger(run.settings.budget) if ledger is None else ledger
+    yield from read((candidate,))
     bound = run.verifier.bound(step, candidate)
     if bound is not None and (run.settings.shared is not None or ledger.shortfall(costs.of_usage(run, bound))):
         # To be reserved in a shared budget, or more than the step's own can pay: that takes a case.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from rfx_agent._http import prepare, tls_context
 from rfx_agent.checks import MOST_SECONDS, number
 from rfx_agent.errors import ConfigError, NotifyError
 
@@ -56,7 +58,7 @@ class Webhook:
     Args:
         url: of the receiver, http or https.
         secret: to sign with; None does not sign.
-        timeout: seconds that the receiver may stay silent, per try.
+        timeout: seconds that the head of the receiver's answer may take, per try.
         headers: further headers of every request, such as ``{"Authorization": ...}``.
 
     Raises:
@@ -102,7 +104,7 @@ class Webhook:
         import tenacity
 
         parcel = self._parcel(payload, key)
-        with httpx2.Client(**self._settings()) as client:
+        with httpx2.Client(**self._settings(asynchronous=False)) as client:
 
             def post() -> _Fault | None:
                 try:
@@ -115,11 +117,12 @@ class Webhook:
 
     async def anotify(self, payload: Mapping[str, Any], *, key: str) -> None:
         """The same, without blocking the event loop."""
+        await asyncio.to_thread(_prepare)
         import httpx2
         import tenacity
 
         parcel = self._parcel(payload, key)
-        async with httpx2.AsyncClient(**self._settings()) as client:
+        async with httpx2.AsyncClient(**self._settings(asynchronous=True)) as client:
 
             async def post() -> _Fault | None:
                 try:
@@ -130,8 +133,12 @@ class Webhook:
 
             self._check(await tenacity.AsyncRetrying(**_policy())(post))
 
-    def _settings(self) -> dict[str, Any]:
-        return {"timeout": self._timeout, "follow_redirects": False, "auth": self._login}
+    def _settings(self, *, asynchronous: bool) -> dict[str, Any]:
+        from rfx_agent._network import transport
+
+        inner = transport(asynchronous=asynchronous)
+        more = {"verify": tls_context()} if inner is None else {"transport": inner}
+        return {"timeout": self._timeout, "follow_redirects": False, "auth": self._login} | more
 
     def _request(self, parcel: _Parcel) -> dict[str, Any]:
         # The client logs the URL that it is given: the path goes beside it, as the target of the request's first line.
@@ -197,6 +204,14 @@ def _parts(url: str) -> tuple[str, bytes, tuple[str, str] | None]:
     login = (made.username, made.password) if made.userinfo else None
     origin = httpx2.URL(scheme=made.scheme, host=made.host, port=made.port)
     return str(origin).rstrip("/"), made.raw_path, login
+
+
+def _prepare() -> None:
+    """What takes long where it was not done before: the imports, the trusted certificates."""
+    import tenacity  # noqa: F401
+
+    prepare()
+    tls_context()
 
 
 def _policy() -> dict[str, Any]:

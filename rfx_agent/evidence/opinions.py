@@ -57,7 +57,7 @@ _MEANS = ((np.arange(60) + 0.5) / 60)[:, None]
 _STRENGTHS = np.array([[0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0]])
 _MANY = 30  # judged answers: fewer give a first answer no rate, and lift no remedy above what was believed
 _FORGETS = 1000.0  # judged answers, after which the older ones count half
-_TASKS = 2000  # rates that are kept, by task and remedy; the least recent go
+_TASKS = 500  # rates that are kept, by task and remedy, 4 kB each; the least recent go
 _WIDTH = 1.5  # of the prior of a strength, in its logarithm
 _AGAIN = 5  # failures before a draw, from which on they are counted as one
 

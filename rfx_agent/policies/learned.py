@@ -55,6 +55,7 @@ class LearnedPolicy:
     def __post_init__(self) -> None:
         number("policy: memory", self.memory, above=0, finite=False)
         whole("policy: explore", self.explore)
+        hypotheses(self.prior, ordered(()))  # drawn here and not at the first decision, on an event loop
 
     def learn(self, case: Case) -> LearnedPolicy:
         """Return a policy that also knows one finished case.

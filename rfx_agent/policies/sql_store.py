@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
+from rfx_agent._forks import Lock
 from rfx_agent.budgets.sql.url import place_of
 from rfx_agent.checks import MOST_SECONDS, number
 from rfx_agent.errors import ConfigError, StoreError
@@ -13,7 +16,8 @@ from rfx_agent.policies.belief import Belief
 
 __all__ = ["SQLPolicyStore"]
 
-_TRIES = 5
+_RECONNECTS = 4  # tries while the database cannot be reached
+_GRACE = 1.0  # seconds after the timeout, for the answer that says what was waited for
 
 
 class SQLPolicyStore:
@@ -25,7 +29,7 @@ class SQLPolicyStore:
     Args:
         url: see ``SQLStore``.
         name: which belief, where several policies share a database.
-        timeout: seconds that a call waits for others' locks.
+        timeout: seconds that a call waits for others' locks, and for a server that does not answer.
 
     Raises:
         ConfigError: a parameter that cannot work.
@@ -41,9 +45,11 @@ class SQLPolicyStore:
         number("sql policy store: timeout", timeout, above=0, unit="seconds", most=MOST_SECONDS)
         self._place = place_of(url)
         self._name = name
+        self._timeout = float(timeout)
+        self._turn = Lock()  # one call at a time: on a server that answers no more, one thread hangs and not many
         from rfx_agent.budgets.sql.engine import engine_for
 
-        self._engine = engine_for(self._place, float(timeout))
+        self._engine = engine_for(self._place, self._timeout)
         self._prepared = False
 
     def __repr__(self) -> str:
@@ -56,7 +62,7 @@ class SQLPolicyStore:
         def read(connection: Any) -> Belief:
             return _belief(connection.execute(_tables.read_belief, {"key": self._name}).scalar_one_or_none())
 
-        return self._transact(read)
+        return self._bounded(read, writes=False)
 
     def add(self, seen: Belief) -> Belief:
         """Add ``seen`` and return the sum."""
@@ -70,30 +76,54 @@ class SQLPolicyStore:
             connection.execute(_tables.update_belief, {"key": self._name, "belief": total.to_json()})
             return total
 
-        return self._transact(change)
+        return self._bounded(change, writes=True)
 
-    def _transact(self, work: Callable[[Any], Belief]) -> Belief:
+    def _bounded(self, work: Callable[[Any], Belief], *, writes: bool) -> Belief:
+        """What ``work`` answers, on a thread of its own: a server that stopped is not waited for without end."""
+        ends = time.monotonic() + self._timeout
+        answer: Future[Belief] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(self._transact(work, writes, ends))
+            except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+                answer.set_exception(error)
+            finally:
+                self._turn.release()
+
+        if self._turn.acquire(timeout=self._timeout):
+            threading.Thread(target=run, name="rfx-beliefs", daemon=True).start()
+            try:
+                return answer.result(max(0.0, ends - time.monotonic()) + _GRACE)
+            except TimeoutError:
+                pass
+        raise StoreError(f"{self._place.shown}: no answer within {self._timeout:g} s; look for a server that stopped")
+
+    def _transact(self, work: Callable[[Any], Belief], writes: bool, ends: float) -> Belief:
         from rfx_agent.budgets.backend import Unknown
         from rfx_agent.budgets.sql.failures import failure_of
 
-        for left in reversed(range(_TRIES)):
+        tries = 0
+        while True:
             try:
-                return self._once(work)
+                return self._once(work, writes)
             except Exception as error:  # noqa: BLE001  # the database's, of many classes
                 failure = failure_of(error, self._place)
-                if not failure.again or not left or isinstance(error, Unknown):
+                tries += 1
+                over = time.monotonic() >= ends or (failure.lost and tries >= _RECONNECTS)
+                if not failure.again or over or isinstance(error, Unknown):
+                    self._prepared = False
                     raise StoreError(str(failure)) from failure.__cause__
-            time.sleep(0.05 * 2 ** (_TRIES - left))
-        raise AssertionError  # the last try has returned or raised
+            time.sleep(min(0.05 * 2**tries, 1.0))
 
-    def _once(self, work: Callable[[Any], Belief]) -> Belief:
+    def _once(self, work: Callable[[Any], Belief], writes: bool) -> Belief:
         from rfx_agent.budgets.backend import Unknown
-        from rfx_agent.budgets.sql.engine import prepare
+        from rfx_agent.budgets.sql.engine import prepare, reading
 
         if not self._prepared:
             prepare(self._engine, self._place, "beliefs")
             self._prepared = True
-        with self._engine.connect() as connection:
+        with self._engine.connect() if writes else reading(self._engine) as connection:
             result = work(connection)
             try:
                 connection.commit()

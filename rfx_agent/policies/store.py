@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Protocol, runtime_checkable
 
+from rfx_agent._forks import Lock
 from rfx_agent.policies.belief import Belief
 
 __all__ = ["MemoryPolicyStore", "PolicyStore"]
@@ -28,7 +28,7 @@ class MemoryPolicyStore:
 
     def __init__(self, belief: Belief | None = None) -> None:
         self._belief = belief or Belief()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def load(self) -> Belief:
         """Everything that was added so far."""

@@ -15,10 +15,13 @@ from rfx_agent.engine.drive import Call, Flow, Reply, TimedOut
 from rfx_agent.engine.run import Purchase, Run
 from rfx_agent.errors import CircuitOpen, SamplerError, SamplerTimeout
 from rfx_agent.events import Sampled
+from rfx_agent.fence import one_line
 from rfx_agent.ports import Sampler
-from rfx_agent.records import Rollout, SampleRequest, SampleResult, Spend, Usage
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, Spend
 
 __all__ = ["NO_MODEL", "Asked", "ask_model", "asking", "before_junction", "candidates", "seed_of"]
+
+_FAILURE = 600  # characters of why a model gave nothing, which stand in checkpoints
 
 NO_MODEL = "there is no model to ask"
 
@@ -97,7 +100,7 @@ def ask_model(run: Run, case: Case, remedy: str, n: int, asked: Asked) -> Flow[t
         if isinstance(reply.error, TimedOut):
             return replace(cost, seconds=reply.seconds)
         if reply.error is not None:
-            return _failed_call(run, cost, reply, asked.price)
+            return costs.of_failure(run, cost, reply.error, seconds=reply.seconds, price=asked.price)
         made = len(reply.value.rollouts)
         attempts = min(made, n) if each.attempts else 0
         usage = reply.value.usage
@@ -113,9 +116,9 @@ def ask_model(run: Run, case: Case, remedy: str, n: int, asked: Asked) -> Flow[t
             if not asked.elsewhere:
                 raise broken from error
             error = broken  # a second model that is out of order ends nothing
-        result = SampleResult((), Usage(calls=error.calls)) if error is not None else reply.value
+        result = SampleResult((), costs.reported(error)) if error is not None else reply.value
         failure = "" if result.rollouts else f"{model} gave nothing: {error or 'no completion came back'}"
-        return result, failure
+        return result, one_line(failure, _FAILURE)
 
     def tell(replies: tuple[Reply, ...]) -> list[Sampled]:
         result, failure = read(replies[0])
@@ -159,21 +162,6 @@ def seed_of(run: Run, case: Case) -> int | None:
 def before_junction(case: Case) -> str:
     """The text of a failed draw up to its junction; "" where none is known."""
     return next((x.text[: x.junction] for x in case.draws() if not x.passed and x.junction), "")
-
-
-def _failed_call(run: Run, cost: Spend, reply: Reply, price: Price | None) -> Spend:
-    """What a request costs that brought nothing.
-
-    If the server sent a status, it did no work: only its calls count. Else its cost is not known: all that was reserved
-    counts, except the attempts, and once for each try that was lost.
-    """
-    usage, lost = costs.reported(reply.error), getattr(reply.error, "lost", None)
-    if lost is None:
-        lost = int(usage.calls > 0 and getattr(reply.error, "status", None) is None)
-    if lost:
-        tokens, usd = cost.tokens * lost, cost.usd * lost
-        return replace(cost, attempts=0, tokens=tokens, usd=usd, seconds=reply.seconds, calls=usage.calls, asked=1)
-    return costs.of_usage(run, usage, seconds=reply.seconds, price=price) + Spend(asked=1)
 
 
 def _blocks(error: Exception | None) -> str:

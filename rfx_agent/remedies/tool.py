@@ -20,6 +20,7 @@ from rfx_agent.thinking import after_thinking
 __all__ = ["Tool"]
 
 _GRACE = 1.0  # seconds that a tool may take to stop its own run
+_LONGEST = 200_000  # characters of a reply in which a tool's input is looked for
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,9 @@ def _run_tool(run: Run, case: Case, tool: ports.Tool, text: str) -> Flow[tuple[C
 
     A run is cancelled one second after the tool's bound.
     """
+    if len(text) > _LONGEST:
+        long = f"the reply has {len(text):,} characters; at most {_LONGEST:,} are read"
+        return case, text[:_LONGEST], ToolResult(None, error=long)
     try:
         source = tool.parse(text)
     except ToolInputError as unreadable:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rfx_agent.samplers.chat import ChatModelSampler
     from rfx_agent.samplers.local import LocalSampler
     from rfx_agent.samplers.openai.sampler import OpenAISampler
+    from rfx_agent.samplers.openai.transport import http_client
     from rfx_agent.samplers.prefix import PrefixSteerer
     from rfx_agent.samplers.transformers.model import CausalModel
     from rfx_agent.samplers.transformers.sampler import TransformersSampler
@@ -29,6 +30,7 @@ __all__ = [
     "TransformersScorer",
     "TransformersSteerer",
     "VLLMScorer",
+    "http_client",
     "vllm_sampler",
 ]
 
@@ -45,6 +47,7 @@ __getattr__, __dir__ = lazily(
         "TransformersScorer": "transformers.scorer",
         "TransformersSteerer": "transformers.steerer",
         "VLLMScorer": "vllm.scorer",
+        "http_client": "openai.transport",
         "vllm_sampler": "vllm.scorer",
     },
 )

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 
 from rfx_agent._closing import AsyncClosing
 from rfx_agent._extras import need
+from rfx_agent._forks import Lock
 from rfx_agent.accepted import SamplerLike, sampler_of
 from rfx_agent.checks import MOST_SECONDS, number, whole
 from rfx_agent.errors import CircuitOpen, ConfigError, SamplerError
 from rfx_agent.ports import Sampler
 from rfx_agent.records import SampleRequest, SampleResult
-from rfx_agent.samplers.openai.provider_errors import redact
+from rfx_agent.samplers.openai.secrets import redact
 
 __all__ = ["CircuitBreaker"]
 
@@ -87,7 +88,7 @@ class CircuitBreaker(AsyncClosing, Sampler):
         library = need("circuitbreaker", "production")
         self._states = library.CircuitBreaker(self._failures, self._seconds, SamplerError, self.name)
         # Reentrant: a task that nobody waits for may be collected, and so end its request, while this thread holds it.
-        self._lock = threading.RLock()
+        self._lock = Lock(threading.RLock)
         self._openings = 0
         self._often = ""  # why it opened, where that was the share
         self._probed = False

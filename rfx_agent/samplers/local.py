@@ -19,8 +19,9 @@ from rfx_agent.errors import ConfigError, SamplerError, WeightsError
 from rfx_agent.ports import Sampler
 from rfx_agent.records import SampleRequest, SampleResult
 from rfx_agent.samplers.loopback import LoopbackSampler
-from rfx_agent.samplers.weights.cache import check_gguf, fetch
+from rfx_agent.samplers.weights.cache import check_gguf, fetched
 from rfx_agent.samplers.weights.known import WEIGHTS, Weights
+from rfx_agent.samplers.weights.pinned import Pinned
 from rfx_agent.samplers.weights.sources import Progress
 
 __all__ = ["LocalSampler"]
@@ -177,28 +178,35 @@ class LocalSampler(AsyncClosing, Sampler):
                 raise SamplerError(f"{self.name!r} is closed; make a new sampler")
             if self._inner is None:
                 xllamacpp = need_patient("xllamacpp", "local")
-                path = self._weights
-                if isinstance(path, Weights):
-                    path = fetch(path, cache_dir=self._cache_dir, progress=self._progress)
-                key = secrets.token_urlsafe(32)
-                server = self._serve(xllamacpp, path, key)
-                url = f"{server.listening_address}/v1"
-                inner = LoopbackSampler(self.model, base_url=url, api_key=key, **self._settings)
-                # At exit too: the server's threads must end before the interpreter does.
-                self._stop = weakref.finalize(self, _stop, [server], inner, self._pid)
-                del server
-                # One token, to be sure that its loop runs: stopped before that, llama.cpp waits for ever.
-                try:
-                    inner.sample(SampleRequest(_HELLO, max_tokens=1, want_logprobs=False))
-                except BaseException:
-                    self._stop()
-                    raise
-                self._inner = inner
+                if isinstance(self._weights, Weights):
+                    with fetched(self._weights, cache_dir=self._cache_dir, progress=self._progress) as held:
+                        self._inner = self._made(xllamacpp, held.source, held)
+                else:
+                    self._inner = self._made(xllamacpp, self._weights, None)
             return self._inner
 
-    def _serve(self, xllamacpp: Any, path: Path, key: str) -> Any:
+    def _made(self, xllamacpp: Any, path: Path, held: Pinned | None) -> LoopbackSampler:
+        """A sampler of a server that runs; its weights are those that are held, where any are."""
+        key = secrets.token_urlsafe(32)
+        server = self._serve(xllamacpp, path, key, held)
+        url = f"{server.listening_address}/v1"
+        inner = LoopbackSampler(self.model, base_url=url, api_key=key, **self._settings)
+        # At exit too: the server's threads must end before the interpreter does.
+        self._stop = weakref.finalize(self, _stop, [server], inner, self._pid)
+        del server
+        # One token, to be sure that its loop runs: stopped before that, llama.cpp waits for ever.
+        try:
+            inner.sample(SampleRequest(_HELLO, max_tokens=1, want_logprobs=False))
+            if held is not None:
+                held.check()
+        except BaseException:
+            self._stop()
+            raise
+        return inner
+
+    def _serve(self, xllamacpp: Any, path: Path, key: str, held: Pinned | None = None) -> Any:
         params = xllamacpp.CommonParams()
-        params.model.path = str(path)
+        params.model.path = str(path if held is None else held.path)
         params.model_alias = {self.model}
         params.n_ctx = self._context * self._parallel
         params.n_parallel = self._parallel

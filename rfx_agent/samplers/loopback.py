@@ -39,11 +39,9 @@ class LoopbackSampler(OpenAISampler):
             with contextlib.suppress(OSError):  # closed by the server or the client already
                 one.shutdown(socket.SHUT_RDWR)
 
-    def _http_client(self, *, asynchronous: bool, seconds: float) -> Any:
+    def _http_client(self, *, asynchronous: bool) -> Any:
         # Not the environment's proxies: they would be asked for their own loopback.
-        return http_client(
-            asynchronous=asynchronous, seconds=seconds, trust_env=False, before=self._check, connected=self._connected
-        )
+        return http_client(asynchronous=asynchronous, trust_env=False, before=self._check, connected=self._connected)
 
     def _connected(self, made: Any) -> None:
         with self._guard:

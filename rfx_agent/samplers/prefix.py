@@ -119,7 +119,8 @@ class PrefixSteerer(Steerer):
                 rest = self._got(one, 0)
             except SamplerError as error:
                 errors.append(error)
-                usage += Usage(calls=error.calls)
+                tries, read = error.lost or 0, first.usage.prompt_tokens + _length(heads[i], hot.max_tokens)
+                usage += Usage(read * tries, open_[i].max_tokens * tries, error.calls)
                 notes.append(f"draw {i} was lost after {self._window} tokens: {error}")
                 del made[i]
                 continue
@@ -127,8 +128,9 @@ class PrefixSteerer(Steerer):
             made[i], lost = _joined(heads[i], rest.rollouts[0])
             notes += [*rest.notes, *lost]
         if not made:
+            tries = max(1, *[error.lost or 0 for error in errors])
             raise SamplerError(
-                f"{self.name}: nothing was drawn to its end: {errors[0]}", calls=usage.calls
+                f"{self.name}: nothing was drawn to its end: {errors[0]}", calls=usage.calls, lost=tries
             ) from errors[0]
         rollouts = tuple(self._attributed(x, "local_temp", ask, kept, kept, None) for x in made.values())
         return SampleResult(rollouts, usage, tuple(dict.fromkeys(notes)))
@@ -159,10 +161,11 @@ class PrefixSteerer(Steerer):
         return SampleResult(rollouts, usage, tuple(note for note in dict.fromkeys(notes) if note))
 
     def _got(self, reply: Reply, calls: int) -> SampleResult:
-        """What came back, at least one rollout; ``calls`` were made before."""
+        """What came back, at least one rollout; ``calls`` were made before, and their tokens are spent."""
         error = reply.error
         if isinstance(error, SamplerError):
-            error.calls += calls
+            if calls:
+                error.calls, error.lost = error.calls + calls, (error.lost or 0) + 1
             raise error
         if error is not None:
             raise SamplerError(f"{self.name}: {type(error).__name__}: {error}", calls=calls) from error

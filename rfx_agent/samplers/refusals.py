@@ -10,6 +10,7 @@ __all__ = ["REFUSALS", "refused_parameter"]
 REFUSALS = frozenset({400, 403, 404, 422, 501})
 """Statuses under which a server may say that it does not take a parameter."""
 
+_READ = 16_000  # characters of an error that are read
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|only the default|may only be|unrecogni[sz]ed|unknown|unexpected|deprecated"
     r"|extra inputs|not (permitted|allowed)|cannot (both )?be (set|used|specified|combined)"
@@ -43,6 +44,7 @@ def refused_parameter(sent: Collection[str], said: str, *, strict: bool = False)
         >>> refused_parameter(["temperature"], "Unsupported value: 'temperature' does not support 0.6")
         'temperature'
     """
+    said = said[:_READ]
     for parameter, (words, unsupported) in _NAMED.items():
         told = not (unsupported or strict) or _UNSUPPORTED.search(said)
         if parameter in sent and told and words.search(said):

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["MOST_READ", "MOST_UNSEEN", "believed", "count", "estimate_tokens", "has_pictures", "hidden"]
+from rfx_agent.records import SampleRequest, Usage
 
-# Low on purpose: better to charge a budget too much than too little.
-_CHARS_PER_TOKEN = 3
+__all__ = [
+    "LOST",
+    "MOST_READ",
+    "MOST_UNSEEN",
+    "believed",
+    "count",
+    "ending",
+    "estimate_tokens",
+    "has_pictures",
+    "hidden",
+    "of_lost",
+]
+
+# Low on purpose: better to charge a budget too much than too little. Bytes, for a character of Chinese is a token.
+_BYTES_PER_TOKEN = 3
+
+LOST = "an answer was lost on its way: it is charged as if it had used its whole cap"
+"""A note on a try that a provider may have worked on and that brought nothing."""
 
 MOST_UNSEEN = 131_072
 """Most tokens of one call that nothing shows: hidden thinking, a tool that the provider runs, a picture."""
@@ -46,7 +63,19 @@ def estimate_tokens(text: str) -> int:
         >>> estimate_tokens("six times seven")
         5
     """
-    return -(-len(text) // _CHARS_PER_TOKEN)
+    return -(-len(text.encode(errors="replace")) // _BYTES_PER_TOKEN)
+
+
+def of_lost(request: SampleRequest, tries: int, *, draws: int = 1) -> Usage:
+    """What is charged for ``tries`` of ``request`` that the server may have worked on and that brought nothing: its
+    prompt, estimated, and the whole cap of each of its ``draws``.
+
+    Example:
+        >>> of_lost(SampleRequest(({"role": "user", "content": "3 + 4?"},), max_tokens=64), 2)
+        Usage(prompt_tokens=30, completion_tokens=128, calls=0)
+    """
+    prompt = estimate_tokens(json.dumps(request.messages, default=str) + (request.prefix or ""))
+    return Usage(prompt * tries, request.max_tokens * draws * tries)
 
 
 def count(value: object) -> int | None:
@@ -83,3 +112,14 @@ def believed(claim: int, seen: int, *, unseen: int = 0, cap: int | None = None, 
     if claim <= max(cap or 0, seen) + unseen:
         return claim
     return seen if cap is None else max(cap, least)
+
+
+def ending(reason: str | None, text: str, tokens: int, cap: int | None) -> str | None:
+    """Why a model stopped: what its provider says, but for one that used up its cap and has said nothing.
+
+    Example:
+        >>> ending("stop", "", 512, 512), ending("stop", "It is 42", 512, 512)
+        ('length', 'stop')
+    """
+    used_up = cap is not None and tokens >= cap and not text.strip()
+    return "length" if used_up and reason in (None, "stop") else reason

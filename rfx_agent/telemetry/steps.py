@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
 
+from rfx_agent._forks import Lock
 from rfx_agent.events import Decided, Escalated, Event, Finished, Judged, Reserved, Sampled, Scored, ToolRan
 from rfx_agent.records import Spend, Usage
 from rfx_agent.telemetry import attributes
@@ -72,7 +72,7 @@ class Steps:
         self._most = most_open
         self._idle = int(idle * 1e9)
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._open: OrderedDict[str, _Open] = OrderedDict()  # the one idle longest first
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
 

@@ -16,9 +16,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rfx_agent._closing import Closing
+from rfx_agent._forks import Lock, in_child
 from rfx_agent.checks import MOST_SECONDS, number, whole
 from rfx_agent.errors import ConfigError, ToolError
 from rfx_agent.records import ToolResult
+from rfx_agent.tools.aside import Aside
 from rfx_agent.tools.monty_trial import monty_trial
 from rfx_agent.tools.prompts import clip
 from rfx_agent.tools.trial import Trial, TrialResult
@@ -40,6 +42,8 @@ _SUSPENSIONS = 100  # look-ups of undefined names, each of which is a round trip
 
 class Sandbox(Closing):
     """A pool of sandbox workers, started on first use and shared by all threads and event loops.
+
+    Safe across ``fork``. A child whose parent had used a sandbox has its own in another interpreter; see ``aside``.
 
     Args:
         seconds: time that one program may compute. ``time.sleep`` returns at once and buys no more.
@@ -78,10 +82,12 @@ class Sandbox(Closing):
         self.output = whole("Sandbox: output", output, least=1)
         self.recursion = whole("Sandbox: recursion", recursion, least=1, most=1000)
         self.workers = min(4, os.cpu_count() or 1) if workers is None else whole("Sandbox: workers", workers, least=1)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._trials = threading.BoundedSemaphore(self.workers)
         self._pool: Monty | None = None
+        self._aside: Aside | None = None
         self._finalizer: Any = None
+        in_child(Sandbox._forked, self)
 
     @property
     def hard_seconds(self) -> float:
@@ -99,6 +105,8 @@ class Sandbox(Closing):
             raise ConfigError(f"Sandbox.run: answer_name is {answer_name!r}; give a Python identifier")
         if len(code) > _SOURCE:
             return ToolResult(None, error=f"ValueError: the program is longer than {_SOURCE} characters")
+        if (aside := self._elsewhere()) is not None:
+            return aside.run(code, answer_name)
         session = self._open()
         began = time.perf_counter()
         printed = Printed(self.output)
@@ -123,6 +131,8 @@ class Sandbox(Closing):
             why = f"ValueError: the program is longer than {_SOURCE} characters"
             return TrialResult(0, trial.count, error=why, loaded=False, unreadable=True)
         with self._trials:
+            if (aside := self._elsewhere()) is not None:
+                return aside.test(code, trial)
             opened = partial(self._open, suspensions=100_000)
             return monty_trial(opened, code, trial, seconds=self.seconds)
 
@@ -133,7 +143,7 @@ class Sandbox(Closing):
     def close(self) -> None:
         """Stop the workers; a later run starts new ones. Not needed at exit."""
         with self._lock:
-            finalizer, self._pool, self._finalizer = self._finalizer, None, None
+            finalizer, self._pool, self._aside, self._finalizer = self._finalizer, None, None, None
         if finalizer is not None:
             finalizer()
 
@@ -145,8 +155,29 @@ class Sandbox(Closing):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copied and pickled as its settings: workers belong to one process.
-        names = ("seconds", "memory", "output", "recursion", "workers")
-        return partial(Sandbox, **{name: getattr(self, name) for name in names}), ()
+        return partial(Sandbox, **self._settings()), ()
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("seconds", "memory", "output", "recursion", "workers")}
+
+    def _forked(self) -> None:
+        """In a forked child: all workers are its parent's."""
+        self._trials = threading.BoundedSemaphore(self.workers)
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if self._pool is not None:
+            _inherited.append(self._pool)
+        self._pool = self._aside = self._finalizer = None
+
+    def _elsewhere(self) -> Aside | None:
+        """What runs the programs, where the library cannot run in this process."""
+        if _used_by in (0, os.getpid()):
+            return None
+        with self._lock:
+            if self._aside is None:
+                self._aside = Aside(self._settings() | {"workers": 1}, workers=self.workers, seconds=self.hard_seconds)
+                self._finalizer = weakref.finalize(self, self._aside.close)
+            return self._aside
 
     def _open(self, suspensions: int = _SUSPENSIONS) -> MontySession:
         limits: ResourceLimits = {
@@ -158,8 +189,6 @@ class Sandbox(Closing):
         policy: OSPolicy = {"sleep": "zero", "random_start": {"seed": 0}}
         try:
             return self._started().checkout(limits=limits, os_policy=policy).__enter__()
-        except ToolError:
-            raise
         except Exception as error:
             raise ToolError(
                 f"the sandbox could not be started: {type(error).__name__}: {error}; "
@@ -168,11 +197,6 @@ class Sandbox(Closing):
 
     def _started(self) -> Monty:
         global _used_by  # a property of the library, which has threads of its own
-        if _used_by not in (0, os.getpid()):
-            raise ToolError(
-                "the sandbox was used before this process was forked, and does not survive that; "
-                "use it only after the fork, or start processes with spawn"
-            )
         with self._lock:
             if self._pool is None:
                 from pydantic_monty import Monty
@@ -187,16 +211,12 @@ class Sandbox(Closing):
                 pool.__enter__()
                 _used_by = os.getpid()
                 self._pool = pool
-                self._finalizer = weakref.finalize(self, _stop, pool, _used_by)
+                self._finalizer = weakref.finalize(self, pool.__exit__, None, None, None)
             return self._pool
 
 
 _used_by = 0  # id of the process that started a pool
-
-
-def _stop(pool: Monty, pid: int) -> None:
-    if os.getpid() == pid:
-        pool.__exit__(None, None, None)
+_inherited: list[Monty] = []  # never let go of: to stop a pool takes threads that a forked child does not have
 
 
 # One line, which is taken off the line numbers again. Small models forget their imports.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from rfx_agent.checks import share as checked_share
@@ -15,6 +18,16 @@ from rfx_agent.verifiers.forms import canonical
 from rfx_agent.verifiers.rates import RatesLike, loaded_rates
 
 __all__ = ["AgreementVerifier"]
+
+
+_READ = 1000  # answers that are remembered
+
+
+class _New:
+    """Of a draw whose answer is not known."""
+
+
+_NEW = _New()
 
 
 class AgreementVerifier(PureVerifier):
@@ -65,6 +78,7 @@ class AgreementVerifier(PureVerifier):
         self.min_draws = whole("AgreementVerifier: min_draws", min_draws, least=2)  # one draw agrees with itself
         self.rates = loaded_rates("AgreementVerifier", rates)
         self._extract = extract or stated_answer
+        self._read: OrderedDict[bytes, str | _New | None] = OrderedDict()  # each draw is a peer of every later one
 
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout`` among ``peers``, which include it; it is added where they do not."""
@@ -89,5 +103,12 @@ class AgreementVerifier(PureVerifier):
         return Verdict(modal and share >= self.share, answer=mine, score=share, reason=reason, weak=True)
 
     def _answer(self, rollout: Rollout) -> str | None:
-        stated = self._extract(rollout.said)
-        return None if stated is None else shorten(canonical(stated))
+        key = hashlib.blake2b(rollout.text.encode(errors="surrogatepass"), digest_size=16).digest()
+        answer = self._read.get(key, _NEW)
+        if isinstance(answer, _New):
+            stated = self._extract(rollout.said)
+            answer = self._read[key] = None if stated is None else shorten(canonical(stated))
+            if len(self._read) > _READ:
+                with contextlib.suppress(KeyError):  # another thread was quicker
+                    self._read.popitem(last=False)
+        return answer

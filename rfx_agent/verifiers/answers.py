@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from rfx_agent.scan import backward, forward
 from rfx_agent.verifiers.forms import canonical, number
 from rfx_agent.verifiers.statements import DENIES, denied, objects, plain, signed, withdrawn, without_remark
 
@@ -31,6 +32,7 @@ or its end."""
 
 _BARE = 200  # longest text that is taken for an answer when it states none
 _BLOCK = 4000  # longest answer that spans lines
+_READ = 100_000  # characters at the end of a text in which an answer is looked for
 _BRACES = re.compile(r"\\{1,2}(?:boxed|fbox)\s?\{|\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\{1,2}(?:boxed|fbox)\s?\{")
 _UNBRACED = re.compile(r"\\boxed\s{1,3}(-?[^\s{}$.,\\]{1,40})")
@@ -103,7 +105,8 @@ def find_answer(text: str) -> Found | None:
     X``, or that is emphasised as a whole. A text that is a JSON object with the key ``answer``, or ends with one in a
     code block, states that.
 
-    Whichever begins last counts, because a model that corrects itself does so below. An answer that is withdrawn, with
+    Only the last 100,000 characters of a text are read. Whichever answer begins last counts, because a model that
+    corrects itself does so below. An answer that is withdrawn, with
     none after it, is none, and so is the last of several that "or" joins. Boxes that "and" or a comma joins are one
     answer of several parts; boxes that "or" joins stay a choice, "1 or 2". A box within a stated answer is unpacked,
     and so is a sentence within a tag.
@@ -112,7 +115,8 @@ def find_answer(text: str) -> Found | None:
         >>> find_answer("Let us see. The answer is **18**.")
         Found(text='18.', place='line', start=16, others=())
     """
-    hit, _ = _marked(text)
+    skipped = max(0, len(text) - _READ)
+    hit, _ = _marked(text[skipped:])
     if hit is None:
         return None
     begin, _, place, answer = hit
@@ -128,12 +132,13 @@ def find_answer(text: str) -> Found | None:
         return None
     head = without_remark(whole)
     others = [x for x in (whole, *objects(head)) if x != head]
-    return Found(head, place, begin, tuple(dict.fromkeys(others)))
+    return Found(head, place, skipped + begin, tuple(dict.fromkeys(others)))
 
 
 def unclaimed(text: str) -> str:
-    """Where an answer that nothing marks may stand: all of ``text``, or what follows an answer that is withdrawn;
-    nothing where the marked ones are a choice."""
+    """Where an answer that nothing marks may stand: all of ``text`` that is read, or what follows an answer that is
+    withdrawn; nothing where the marked ones are a choice."""
+    text = text[-_READ:]
     hit, begin = _marked(text)
     return text if hit is not None else text[begin:]
 
@@ -192,7 +197,7 @@ _Hit: TypeAlias = tuple[int, int, Place, str]
 
 def _line(text: str) -> _Hit | None:
     """The last mark with an answer; found from the end, so that each mark costs its own line at most once."""
-    for mark in reversed(list(_MARK.finditer(text))):
+    for mark in backward(_MARK, text, reach=30):
         begin, end = mark.span()
         if not _leads(text, begin) or text[max(0, begin - 1) : begin] == text[end : end + 1] == '"':
             continue  # within a sentence; a key of JSON
@@ -270,13 +275,16 @@ def _closed(answer: str) -> bool:
 
 def _boxed(text: str) -> _Hit | None:
     """The box that closes last, with those that it is joined to; one left open hides none."""
-    first = _BOX.search(text)
+    begins = [at for word in ("boxed", "fbox") if (at := text.find(word)) >= 0]
+    if not begins:
+        return None
+    first = next(forward(_BOX, text, reach=10, begin=max(0, min(begins) - 2)), None)
     if first is None:
         bare = None if "\\boxed" not in text else _UNBRACED.search(text, text.rindex("\\boxed"))
         return None if bare is None else (bare.start(), bare.end(), "box", bare[1])
     opened: list[tuple[int, int] | None] = []  # per open brace: where its box and the content begin, or a plain brace
     boxes: list[tuple[int, int, int]] = []  # where one begins, where its content does, and where it ends
-    for token in _BRACES.finditer(text, first.start()):
+    for token in forward(_BRACES, text, reach=10, begin=first.start()):
         kind = token[0]
         if kind == "}":
             if opened and (box := opened.pop()) is not None:

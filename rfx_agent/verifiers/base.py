@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from rfx_agent.checks import shown
 from rfx_agent.errors import ConfigError
 from rfx_agent.ports import Verifier
 from rfx_agent.records import Rollout, Step, Verdict
+from rfx_agent.thinking import LONG
 
 __all__ = [
     "HOW_TO_ANSWER",
@@ -18,12 +20,14 @@ __all__ = [
     "SEVERAL",
     "NamedVerifier",
     "PureVerifier",
+    "aside",
     "clip",
     "comparable",
     "expected_of",
     "shorten",
 ]
-
+P = ParamSpec("P")
+T = TypeVar("T")
 
 NONE_FOUND = "no answer was found in the text"
 HOW_TO_ANSWER = "No final answer was found in the text. State it on the last line, as in: Answer: ..."
@@ -42,6 +46,13 @@ def shorten(answer: str | None, limit: int = 1000) -> str | None:
     if answer is None or len(answer) <= limit:
         return answer
     return f"{answer[:limit]}… [sha256 {hashlib.sha256(answer.encode(errors='replace')).hexdigest()[:16]}]"
+
+
+async def aside(characters: int, run: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """``run(...)``, which reads so many characters: in place where they are few, else on a thread."""
+    if characters < LONG:
+        return run(*args, **kwargs)
+    return await asyncio.to_thread(run, *args, **kwargs)
 
 
 def comparable(who: str, expected: Any) -> Any:
@@ -92,10 +103,11 @@ class NamedVerifier(Verifier):
 
 
 class PureVerifier(NamedVerifier):
-    """A verifier that only computes, and quickly: both sides run the same code in place."""
+    """A verifier that only computes, and quickly: both sides run the same code, in place where the text is short."""
 
     instant = True
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same; it waits for nothing."""
-        return self.verify(step, rollout, peers=peers)
+        """The same; an event loop does not wait while it reads a long text, or many."""
+        read = len(rollout.text) + (sum(len(x.text) for x in peers) if self.needs_peers else 0)
+        return await aside(read, self.verify, step, rollout, peers=peers)

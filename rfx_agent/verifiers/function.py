@@ -17,7 +17,7 @@ from rfx_agent.engine.drive import within
 from rfx_agent.errors import ConfigError, VerifierError
 from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.verifiers.answers import canonical, stated_answer
-from rfx_agent.verifiers.base import NamedVerifier, shorten
+from rfx_agent.verifiers.base import NamedVerifier, aside, shorten
 from rfx_agent.verifiers.rates import RatesLike, loaded_rates
 
 __all__ = ["FunctionVerifier"]
@@ -91,7 +91,7 @@ class FunctionVerifier(NamedVerifier):
         value = self._call(step, rollout) if self._async else await asyncio.to_thread(self._call, step, rollout)
         if inspect.isawaitable(value):
             value = await value
-        return self._verdict(value, rollout)
+        return await aside(len(rollout.text), self._verdict, value, rollout)
 
     def _call(self, step: Step, rollout: Rollout) -> Any:
         return self.fn(rollout.said) if self._arity == 1 else self.fn(step, rollout)

@@ -11,10 +11,10 @@ from typing import Any
 from rfx_agent.accepted import SamplerLike, sampler_of
 from rfx_agent.checks import flags, number, share, shown, whole
 from rfx_agent.engine.drive import Call, Flow, drive, drive_async
-from rfx_agent.errors import ConfigError
+from rfx_agent.errors import ConfigError, SamplerError
 from rfx_agent.records import Message, Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
 from rfx_agent.verifiers.answers import canonical, stated_answer
-from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
+from rfx_agent.verifiers.base import NamedVerifier, aside, clip, shorten
 from rfx_agent.verifiers.judge_prompt import Judgement, nonce_of, prompt, read, repair
 from rfx_agent.verifiers.rates import RatesLike, loaded_rates
 
@@ -159,12 +159,18 @@ class JudgeVerifier(NamedVerifier):
         messages = self._prompt(step, rollout, nonce)
         first = yield from self._ask(messages, self.draws, self.seed)
         given, problems = self._read(first, nonce, self.draws)
+        (stated,) = yield (Call(self._answer, self._aanswer, (rollout.said,)),)
+        answer: str | None = stated.value
         if not problems:
-            return self._verdict(rollout, given, first.usage)
+            return self._verdict(answer, given, first.usage)
         later = None if self.seed is None else (self.seed + 7919) % 2**31
-        second = yield from self._ask(repair(messages, problems[0]), len(problems), later)
+        try:
+            second = yield from self._ask(repair(messages, problems[0]), len(problems), later)
+        except SamplerError as error:  # what the first cost was spent for nothing too
+            error.calls, error.lost = error.calls + first.usage.calls, (error.lost or 0) + 1
+            raise
         repaired, _ = self._read(second, nonce, len(problems))
-        return self._verdict(rollout, given + repaired, first.usage + second.usage)
+        return self._verdict(answer, given + repaired, first.usage + second.usage)
 
     def _ask(self, messages: tuple[Message, ...], n: int, seed: int | None) -> Flow[SampleResult]:
         request = SampleRequest(messages, n, self.temperature, self.max_tokens, seed, want_logprobs=False)
@@ -201,9 +207,15 @@ class JudgeVerifier(NamedVerifier):
         problems += ["it was empty"] * (asked - len(given) - len(problems))
         return given, problems
 
-    def _verdict(self, rollout: Rollout, given: list[Judgement], usage: Usage) -> Verdict:
-        stated = stated_answer(rollout.said)
-        answer = None if stated is None else canonical(stated)
+    @staticmethod
+    def _answer(said: str) -> str | None:
+        stated = stated_answer(said)
+        return None if stated is None else canonical(stated)
+
+    async def _aanswer(self, said: str) -> str | None:
+        return await aside(len(said), self._answer, said)
+
+    def _verdict(self, answer: str | None, given: list[Judgement], usage: Usage) -> Verdict:
         kept = shorten(answer)
         if not given:
             return Verdict(False, answer=kept, reason=NO_VERDICT, weak=True, usage=usage, kind="unchecked")

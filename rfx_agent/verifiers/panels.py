@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from rfx_agent.accepted import VerifierLike, verifier_of
 from rfx_agent.checks import share
+from rfx_agent.engine.costs import lost_tries, reported
 from rfx_agent.engine.drive import Call, Flow, drive, drive_async
 from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.opinions import CORRELATION, Opinion
@@ -94,9 +97,10 @@ class _Panel(NamedVerifier):
     ) -> Flow[list[Verdict]]:
         """The verdicts of ``members``, asked at once, each with the opinion that it is."""
         replies = yield tuple([Call(x.verify, x.averify, (step, rollout), {"peers": peers}) for x in members])
-        for reply in replies:
-            if reply.error is not None:
-                raise reply.error
+        errors = [x.error for x in replies if x.error is not None]
+        if errors:
+            _cost_too(errors[0], errors[1:], [x.value.usage for x in replies if x.error is None])
+            raise errors[0]
         given = zip(members, replies, strict=True)
         return [owned(x.value, v.name, v.rates, correlation=self.correlation) for v, x in given]
 
@@ -163,7 +167,20 @@ class Cascade(_Panel):
     def _flow(self, step: Step, rollout: Rollout, peers: Sequence[Rollout]) -> Flow[Verdict]:
         given: list[Verdict] = []
         for verifier in self.verifiers:
-            given += yield from self._asked((verifier,), step, rollout, peers)
+            try:
+                given += yield from self._asked((verifier,), step, rollout, peers)
+            except Exception as error:
+                _cost_too(error, (), [x.usage for x in given])
+                raise
             if not given[-1].passed or not (given[-1].weak or verifier.partial):
                 break
         return self._together(given, passed=given[-1].passed)
+
+
+def _cost_too(error: Exception, others: Sequence[Exception], used: Sequence[Usage]) -> None:
+    """Let ``error`` of one member say what the others cost: the verdicts that are lost with it were paid for."""
+    told: Any = error
+    lost = sum(lost_tries(x) for x in (error, *others))
+    usage = sum([*map(reported, others), *used], reported(error))
+    with suppress(AttributeError):  # a foreign exception may take no attributes
+        told.usage, told.calls, told.lost = usage, usage.calls, lost

@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rfx_agent.checks import MOST_SECONDS, flags, number, shown
+from rfx_agent._collector import collector_paused
+from rfx_agent.checks import MOST_SECONDS, flags, number, shown, whole
 from rfx_agent.errors import ConfigError
 from rfx_agent.records import Kind, Rollout, Step, Verdict
 from rfx_agent.verifiers.base import NamedVerifier, clip, shorten
@@ -23,6 +24,7 @@ from rfx_agent.verifiers.worker import ask
 __all__ = ["JsonSchemaVerifier", "PydanticVerifier"]
 
 _DEPTH = 100  # nesting of JSON that is parsed; Python's parser and the validators recurse
+_LONGEST = 200_000  # characters of a text that is judged
 _SHOWN = 3  # errors named in a reason
 _FED = 8  # errors that a model is told
 _TOLD = 400  # characters of each
@@ -45,14 +47,22 @@ class _JsonVerifier(NamedVerifier):
 
     blind = partial = True
 
+    def __init__(self, name: str, longest: int) -> None:
+        super().__init__(name)
+        self._longest = whole(f"{type(self).__name__}: longest", longest, least=1)
+
     def verify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """Judge ``rollout``."""
+        if len(rollout.said) > self._longest:
+            told = f"The text has {len(rollout.said):,} characters; JSON is read of at most {self._longest:,}."
+            return Verdict(False, reason=told, feedback=told, kind="malformed")
         problem, tried = "the text is empty", False
         best: tuple[list[str], str] | None = None
         ends = time.monotonic() + self._patience()
         for candidate in _candidates(rollout.said):
             try:
-                value = _load(candidate)
+                with collector_paused():
+                    value = _load(candidate)
             except (ValueError, RecursionError) as error:
                 if not tried or problem.startswith(
                     ("not JSON: Expecting value: line 1 column 1", "not JSON: Extra data")
@@ -96,6 +106,8 @@ class JsonSchemaVerifier(_JsonVerifier):
     Args:
         schema: a JSON Schema.
         seconds: time for one validation.
+        longest: characters of a text that is judged; a longer one does not pass, and the reason says so. Reading
+            holds the interpreter's lock, and so a server's event loop: some 15 ms at the default.
         name: what the verifier is called in records.
 
     Raises:
@@ -108,8 +120,15 @@ class JsonSchemaVerifier(_JsonVerifier):
         '{"total":7}'
     """
 
-    def __init__(self, schema: Mapping[str, Any] | bool, *, seconds: float = 5.0, name: str = "json_schema") -> None:
-        super().__init__(name)
+    def __init__(
+        self,
+        schema: Mapping[str, Any] | bool,
+        *,
+        seconds: float = 5.0,
+        longest: int = _LONGEST,
+        name: str = "json_schema",
+    ) -> None:
+        super().__init__(name, longest)
         if importlib.util.find_spec("jsonschema") is None:
             raise ConfigError("JsonSchemaVerifier: jsonschema is not installed; pip install 'rfx-agent[schema]'")
         jsonschema = importlib.import_module("jsonschema")
@@ -146,6 +165,7 @@ class PydanticVerifier(_JsonVerifier):
     Args:
         model: a Pydantic model, or any type that Pydantic can validate (``list[int]``).
         strict: no coercion (``"7"`` is no int); None leaves it to the model.
+        longest: as of ``JsonSchemaVerifier``.
         name: what the verifier is called in records.
 
     Raises:
@@ -157,8 +177,10 @@ class PydanticVerifier(_JsonVerifier):
         True
     """
 
-    def __init__(self, model: Any, *, strict: bool | None = None, name: str = "pydantic") -> None:
-        super().__init__(name)
+    def __init__(
+        self, model: Any, *, strict: bool | None = None, longest: int = _LONGEST, name: str = "pydantic"
+    ) -> None:
+        super().__init__(name, longest)
         if isinstance(model, Mapping):
             raise ConfigError(
                 f"PydanticVerifier: model is {shown(model)}; give a Pydantic model or another type, and a "
@@ -181,6 +203,10 @@ class PydanticVerifier(_JsonVerifier):
         return f"PydanticVerifier({getattr(self.model, '__name__', self.model)}, name={self.name!r})"
 
     def _judge(self, value: Any, source: str) -> tuple[list[str], str]:
+        with collector_paused():
+            return self._validated(value, source)
+
+    def _validated(self, value: Any, source: str) -> tuple[list[str], str]:
         try:
             # From the text, not from the parsed value: JSON mode knows that a date is a string there.
             valid = self._adapter.validate_json(source, strict=self._strict)

@@ -14,12 +14,13 @@ from rfx_agent.records import Rollout, Step, Verdict
 from rfx_agent.tools.choice import BETTER, AnySandbox, SandboxName, best_sandbox, sandbox_of
 from rfx_agent.tools.prompts import fenced_blocks
 from rfx_agent.tools.trial import Trial, TrialResult
-from rfx_agent.verifiers.base import NamedVerifier, clip, expected_of, shorten
+from rfx_agent.verifiers.base import NamedVerifier, aside, clip, expected_of, shorten
 from rfx_agent.verifiers.unit_tests_read import read_cases, read_tests
 
 __all__ = ["TestsVerifier"]
 
 _PYTHON = ("python", "py", "python3")
+_LONGEST = 100_000  # characters of code: more was not written by a model that was well
 _SHOWN = 260  # characters of a test, of what it got, of an error: all three stay below 800
 _NO_CODE = "There is no Python code in the reply. Reply with one Python code block."
 
@@ -107,16 +108,16 @@ class TestsVerifier(NamedVerifier):
         """
         trial = self._trial_of(step)
         code = _code(rollout.said, trial)
-        if code is None:
-            return _no_code()
+        if isinstance(code, Verdict):
+            return code
         return self._verdict(code, rollout.said, self.sandbox.test(code, trial))
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
         """The same, without blocking the event loop. Cancelled, it stops what it runs."""
         trial = self._trial_of(step)
-        code = _code(rollout.said, trial)
-        if code is None:
-            return _no_code()
+        code = await aside(len(rollout.text), _code, rollout.said, trial)
+        if isinstance(code, Verdict):
+            return code
         return self._verdict(code, rollout.said, await self.sandbox.atest(code, trial))
 
     def _read(self, tests: Any) -> Trial:
@@ -156,18 +157,22 @@ class TestsVerifier(NamedVerifier):
         return Verdict(False, answer=shorten(code), score=score, reason=reason, feedback="\n".join(lines), kind="wrong")
 
 
-def _code(text: str, trial: Trial) -> str | None:
-    """The code in what a model said, or None."""
+def _code(text: str, trial: Trial) -> str | Verdict:
+    """The code in what a model said, or why there is none to be run."""
     text = text.replace("\r\n", "\n")
     blocks = fenced_blocks(text)
     python = [body for tag, body in blocks if tag in _PYTHON] or [body for tag, body in blocks if not tag]
     if blocks and not python:
-        return None
+        return _no_code()
     names = "|".join(map(re.escape, trial.free)) or "(?!)"
     defines = re.compile(rf"^[ \t]{{0,8}}(?:(?:async )?def|class) (?:{names})\b|^(?:{names}) *=", re.MULTILINE)
-    code = next((body for body in reversed(python) if defines.search(body)), python[-1] if python else text)
+    short = (body for body in reversed(python) if len(body) <= _LONGEST)
+    code = next((body for body in short if defines.search(body)), python[-1] if python else text)
+    if len(code) > _LONGEST:
+        told = f"The code has {len(code):,} characters; at most {_LONGEST:,} are run."
+        return Verdict(False, reason=told, feedback=told, kind="malformed")
     code = textwrap.dedent(code).strip("\n")
-    return code if code.strip() else None
+    return code if code.strip() else _no_code()
 
 
 def _no_code() -> Verdict:

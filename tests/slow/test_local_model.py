@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from sampler_conformance import PROMPT, SamplerConformance, ask
 
-from rfx_agent.errors import ConfigError, SamplerError, WeightsError
+from rfx_agent.errors import ConfigError, SamplerError, WeightsCorrupt, WeightsError
 from rfx_agent.records import SampleRequest
 from rfx_agent.samplers.local import LocalSampler
 from rfx_agent.samplers.weights import SMOLLM2_135M, fetch
@@ -271,3 +272,25 @@ def test_a_process_ends_in_silence(weights: Path, end: str) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+
+
+def test_weights_that_are_swapped_between_their_hash_and_their_load(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "weights" / weights.name
+    mine.parent.mkdir()
+    shutil.copy(weights, mine)
+    real, read = LocalSampler._serve, []
+
+    def swap(self: LocalSampler, xllamacpp: Any, path: Path, key: str, held: Any) -> Any:
+        (tmp_path / "evil").write_bytes(b"GGUF" + bytes(100))
+        (tmp_path / "evil").replace(path)
+        read.append(held.path.stat().st_size)
+        return real(self, xllamacpp, path, key, held)
+
+    monkeypatch.setattr(LocalSampler, "_serve", swap)
+    sampler = LocalSampler("smollm2-135m", context=64, parallel=1, threads=1, cache_dir=tmp_path)
+    with pytest.raises(WeightsCorrupt, match="changed or replaced"):
+        sampler.start()
+    assert read == [weights.stat().st_size]  # llama.cpp was given the file that was hashed
+    sampler.close()

@@ -79,7 +79,15 @@ def test_a_lost_draw_costs_the_others_nothing() -> None:
     sampler = scripted(heads[0], SamplerError("down", calls=2))
     with pytest.raises(SamplerError, match="down") as caught:
         steer(PrefixSteerer(sampler, window_tokens=4), "local_temp")
-    assert caught.value.calls == 3
+    assert (caught.value.calls, caught.value.lost) == (3, 1)  # what the first part cost was spent for nothing
+
+
+def test_a_lost_part_is_charged() -> None:
+    heads = [part("a", "length", 4, "First "), part("c", "length", 4, "First ")]
+    sampler = scripted(*heads, SamplerError("cut", calls=2, lost=2), part("2", "stop", 1, "First c"))
+    result = steer(PrefixSteerer(sampler, window_tokens=4), "local_temp", n=2)
+    read, left = 14 + 4, sampler.requests[1].max_tokens
+    assert result.usage == Usage(21 + 2 * read, 9 + 2 * left, 5)
 
 
 def test_the_budget_of_tokens_is_of_both_parts() -> None:

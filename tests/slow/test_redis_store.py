@@ -620,6 +620,13 @@ def test_many_threads_and_event_loops_share_a_store(redis_url: str) -> None:
 # --- URLs ---
 
 
+UNESCAPED = (
+    *("u:p@ss@hunter2@127.0.0.1:1/3", ":p@hunter2@h/3", "u:12/hunter2@h/3", "u:12?hunter2=x@h/3", "u:12#hunter2@h/3"),
+    *("u:p/hunter2@h/3", "u:p#hunter2@h/3", "h/3?password=a@hunter2"),
+)
+"""Passwords with what ends a part of a URL."""
+
+
 def test_a_password_is_in_no_message() -> None:
     url = "redis://agent:hun%40ter2@127.0.0.1:1/3"
     store = RedisStore(url, timeout=1.0)
@@ -637,6 +644,7 @@ def test_a_password_is_in_no_message() -> None:
         "agent:hunter2@host:6379",
         "redis://a:hunter2@h/x?hunter=1",
         "redis://a:hunter2@h/x",
+        *(f"{scheme}://{rest}" for scheme in ("redis", "rediss") for rest in UNESCAPED),
     ):
         with pytest.raises(ConfigError) as refused:
             RedisStore(wrong)

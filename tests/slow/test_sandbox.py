@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from forks import holds_in_a_child
 
 from rfx_agent.errors import ConfigError, ToolError
 from rfx_agent.tools import Sandbox
+from rfx_agent.tools.trial import Trial
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +290,7 @@ def test_settings_fail_at_once(settings, parameter):
 _NEVER_CLOSED = """
 import sys, threading
 from rfx_agent.tools import Sandbox
+from rfx_agent.tools.trial import Trial
 box = Sandbox(seconds=1, workers=2)
 assert box.run("answer = 1").answer == "1"
 threading.Thread(target=box.run, args=("while True: pass",), daemon=True).start()
@@ -324,14 +327,50 @@ def _alive(pid):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_forked_child_is_told_instead_of_hanging(box):
-    # The library has threads, which a fork does not copy: a run in the child would wait for ever.
+def test_a_forked_child_runs_programs_in_an_interpreter_of_its_own(box, monkeypatch):
+    # The library has threads, which a fork does not copy: in the child itself a run would wait for ever.
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     assert box.run("answer = 1").answer == "1"
+    trial = Trial((("assert f(2) == 4", True),), 1, functions=(), free=("f",))
+    want = box.run("print('x')\nanswer = 1 / 0")
 
-    def told() -> bool:
-        with pytest.raises(ToolError, match="fork"):
-            box.run("answer = 2")
+    def ran() -> bool:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda i: box.run(f"answer = {i} * 1000").answer, range(8)))
+        assert answers == [f"{i * 1000}" for i in range(8)]
+        got = box.run("print('x')\nanswer = 1 / 0")
+        assert (got.answer, got.output, got.error) == (want.answer, want.output, want.error)
+        assert "TimeoutError" in box.run("while True: pass").error
+        assert box.test("def f(x): return x * 2", trial).ok
+        assert not box.test("def f(x): return x + 1", trial).ok
+        assert box.run("answer = 5", answer_name="b").error
+        helpers = [worker.pid for worker in box._aside._all]
+        assert 1 <= sum(x is not None for x in helpers) <= box.workers
+        assert all("secret" not in Path(f"/proc/{x}/environ").read_text() for x in helpers if x is not None)
+        assert holds_in_a_child(lambda: box.run("answer = 6").answer == "6", seconds=30)  # and a child of the child
+        box.close()
+        assert box.run("answer = 7").answer == "7"  # a later run starts new ones
         return True
 
-    assert holds_in_a_child(told, seconds=20)
+    assert holds_in_a_child(ran, seconds=60)
     assert box.run("answer = 3").answer == "3"
+
+
+_FORKED = """
+import os, sys
+from rfx_agent.tools import Sandbox
+from rfx_agent.tools.trial import Trial
+box = Sandbox()
+if sys.argv[1] == "used": assert box.run("answer = 1").answer == "1"
+if (pid := os.fork()) == 0:
+    assert box.run("answer = 2").answer == "2"
+    sys.exit(7)  # with all that is done at exit
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+assert box.run("answer = 3").answer == "3"
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("used", ["used", "not used"])
+def test_a_forked_child_ends(used):
+    subprocess.run([sys.executable, "-c", _FORKED, used], timeout=60, check=True)

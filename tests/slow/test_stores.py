@@ -562,8 +562,9 @@ def test_tables_without_a_number_are_given_one(sql_url: str) -> None:
         assert store.reserve("a", (window(3),), seconds=60) == Replayed("x")
         assert store.accounts()[0].spent == 2
         with store._database._engine.connect() as connection:
-            found = connection.exec_driver_sql("SELECT name, version FROM rfx_schema").all()
-    assert found == [("budgets", 1)]
+            found = connection.exec_driver_sql("SELECT name, version FROM rfx_schema ORDER BY name").all()
+    assert found[0] == ("budgets", 1)
+    assert [(name.split(" ")[0], version) for name, version in found[1:]] == [("mark", 1)]
 
 
 def test_a_database_of_version_0_1_is_read_and_goes_on(tmp_path: Path) -> None:
@@ -594,7 +595,32 @@ def test_a_database_of_version_0_1_is_read_and_goes_on(tmp_path: Path) -> None:
         assert store.reserve(name, (), seconds=60) == Replayed("late")
     assert SQLPolicyStore(f"sqlite:///{path}", name="kiosk").load().attempts() == {"retry": 1, "tool": 1}
     with contextlib.closing(sqlite3.connect(path)) as raw:
-        assert raw.execute("SELECT name, version FROM rfx_schema").fetchall() == [("budgets", 1), ("beliefs", 1)]
+        rows = raw.execute("SELECT name, version FROM rfx_schema WHERE name NOT LIKE 'mark %'").fetchall()
+        assert rows == [("budgets", 1), ("beliefs", 1)]
+
+
+@pytest.mark.parametrize("then", ["dropped", "made again", "emptied"])
+def test_tables_that_vanish_are_noticed_once(then: str, sql_url: str) -> None:
+    with SQLStore(sql_url) as store, SQLStore(sql_url) as idle:
+        hold = store.reserve("a", (window(3),), seconds=60)
+        assert isinstance(hold, Reservation)
+        idle.keep("b", "x")
+        tables = [f"rfx_{x}" for x in ("accounts", "beliefs", "holds", "schema")]
+        with store._database._engine.begin() as connection:
+            for table in tables:
+                connection.exec_driver_sql(f"{'DELETE FROM' if then == 'emptied' else 'DROP TABLE'} {table}")
+        if then == "made again":
+            with SQLStore(sql_url) as other:
+                other.keep("c", "y")
+        if then == "dropped":  # and nobody has made them again: the database says it
+            with pytest.raises(StoreError, match="rfx_"):
+                store.settle(hold, {"tokens": 2}, "x")
+        with pytest.raises(StoreError, match="tables were deleted or replaced while in use"):
+            store.settle(hold, {"tokens": 2}, "x")
+        with pytest.raises(StoreError, match=r"rfx_|deleted or replaced"):
+            idle.reserve("b", (window(3),), seconds=60)
+        store.settle(hold, {"tokens": 2}, "x")  # of a reservation that is not there
+        assert store.accounts() == []
 
 
 def test_looking_makes_no_tables(sql_url: str, tmp_path: Path) -> None:
@@ -621,6 +647,12 @@ def test_a_password_is_in_no_message() -> None:
         "postgresql://agent:hun@ter2:port/x",
         "agent:hunter2@host/budgets",
         "postgresql+asyncpg://a:hunter2@h/x",
+        "postgresql://u:p@ss@hunter2@127.0.0.1:1/db",
+        "postgresql://u:12/hunter2@h/db",
+        "postgresql://u:12?hunter2=x@h/db",
+        "postgresql://u:12#hunter2@h/db",
+        "postgresql://u:p/hunter2@h/db",
+        "postgres://h/db?password=a@hunter2",
     ):
         with pytest.raises(ConfigError) as refused:
             SQLStore(wrong)

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from rfx_agent.errors import ConfigError, SamplerError, TokenizerMismatch, WeightsError
-from rfx_agent.samplers.transformers import CausalModel, check_tokenizers
+from rfx_agent.errors import ConfigError, SamplerError, TokenizerMismatch, WeightsCorrupt, WeightsError
+from rfx_agent.samplers.transformers import CausalModel, check_tokenizers, gguf
 from rfx_agent.samplers.transformers.gguf import file_sha256, unpacked, unpacked_path
 from rfx_agent.samplers.transformers.tokens import pieces
 
@@ -31,7 +31,7 @@ HI = ({"role": "user", "content": "Say hi."},)
 
 def write_gguf(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
     """A whole model of two layers, quantised, with a byte-level tokenizer and a chat template."""
-    import gguf
+    import gguf as files
     import numpy as np
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -40,7 +40,7 @@ def write_gguf(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     merges = ["h i", "Ġ t", "Ġt h"]
     tokens = [*specials, *bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in merges)]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = files.GGUFWriter(path, "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(width)
     writer.add_block_count(layers)
@@ -64,8 +64,8 @@ def write_gguf(path: Path, *, seed: int = 0, tied: bool = True) -> Path:
         if len(shape) == 1:
             writer.add_tensor(name, values)
             return
-        kind = gguf.GGMLQuantizationType.Q8_0
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        kind = files.GGMLQuantizationType.Q8_0
+        writer.add_tensor(name, files.quants.quantize(values, kind), raw_dtype=kind)
 
     add("token_embd.weight", len(tokens), width)
     add("output_norm.weight", width)
@@ -114,7 +114,7 @@ def the_folder(root: Path, gguf: Path) -> Path:
     return unpacked_path(root, file_sha256(gguf))
 
 
-def never() -> Path:
+def never() -> Any:
     raise AssertionError("the GGUF file was asked for again")
 
 
@@ -154,7 +154,7 @@ def test_the_weights_are_those_of_the_file(tmp_path: Path, tied: bool) -> None:
 
 def test_what_is_kept_is_not_built_again(tiny: Path, cache: Path) -> None:
     folder = the_folder(cache, tiny)
-    assert unpacked(cache, file_sha256(tiny), never) == folder
+    assert unpacked(cache, file_sha256(tiny), never)[0] == folder
     assert not [p for p in folder.parent.iterdir() if p.name.endswith(".part")]
 
 
@@ -189,6 +189,70 @@ def test_a_directory_as_transformers_saves_it(tiny: Path, cache: Path) -> None:
     assert model.stop_ids == {0, 2}
     other = CausalModel(str(folder), device="cpu", name="mine")
     assert (other.digest, other.name) == (model.digest, "mine")
+
+
+# --- what was hashed is what is read
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    return write_gguf(tmp_path / "other.gguf", seed=1)
+
+
+def test_a_file_that_is_swapped_after_its_hash_is_not_unpacked(tiny: Path, other: Path, tmp_path: Path) -> None:
+    mine = Path(shutil.copy(tiny, tmp_path / "mine.gguf"))
+    model = CausalModel(mine, cache_dir=tmp_path, device="cpu")
+    assert model.digest == file_sha256(tiny)
+    other.replace(mine)
+    with pytest.raises(WeightsCorrupt, match="changed or replaced"):
+        model.start()
+    assert not (tmp_path / "unpacked").exists()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_file_that_is_swapped_while_it_is_unpacked_is_not_kept(
+    tiny: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
+    mine, real, read = Path(shutil.copy(tiny, tmp_path / "mine.gguf")), gguf._unpack, []
+
+    def swap(path: Path, folder: Path, source: Path) -> None:
+        if in_place:
+            mine.write_bytes(other.read_bytes())
+        else:
+            other.replace(mine)
+        read.append(file_sha256(path))
+        real(path, folder, source)
+
+    monkeypatch.setattr(gguf, "_unpack", swap)
+    with pytest.raises(WeightsCorrupt, match="changed or replaced"):
+        CausalModel(mine, cache_dir=tmp_path, device="cpu").start()
+    if not in_place and Path("/proc/self/fd").exists():
+        assert read == [file_sha256(tiny)]  # the file that was hashed, though another one lies in its place
+    assert not [p for p in (tmp_path / "unpacked").iterdir() if p.is_dir()]
+
+
+def test_a_folder_whose_files_are_swapped_after_their_hash_is_not_loaded(tiny: Path, other: Path, kept: Path) -> None:
+    model = CausalModel(tiny, cache_dir=kept, device="cpu")
+    assert model.tokenizer  # hashes the folder, and reads a part of it
+    file = the_folder(kept, tiny) / "model.safetensors"
+    CausalModel(other, cache_dir=kept, device="cpu").start()
+    (the_folder(kept, other) / file.name).replace(file)
+    with pytest.raises(WeightsCorrupt, match=r"model\.safetensors was changed or replaced"):
+        model.start()
+
+
+@pytest.mark.parametrize("loads_first", [False, True])
+def test_the_digest_of_a_directory_is_of_what_was_loaded(tiny: Path, kept: Path, loads_first: bool) -> None:
+    folder = the_folder(kept, tiny)
+    model, again = CausalModel(folder, device="cpu"), CausalModel(folder, device="cpu")
+    first, second = (model.start, lambda: model.digest) if loads_first else (lambda: model.digest, model.start)
+    first()
+    copy = Path(shutil.copy(folder / "model.safetensors", folder / "copy"))
+    copy.replace(folder / "model.safetensors")  # the same bytes: nobody looks at them again
+    with pytest.raises(WeightsCorrupt, match="changed or replaced"):
+        second()
+    again.start()
+    assert again.digest
 
 
 # --- a cache under kills and damage
@@ -270,7 +334,7 @@ def test_a_damaged_folder_is_built_again(
         CausalModel(tiny, cache_dir=kept, device="cpu").start()
     assert "is not what was written there" in caplog.text
     assert file_sha256(folder / "model.safetensors") == good
-    assert unpacked(kept, file_sha256(tiny), never) == folder
+    assert unpacked(kept, file_sha256(tiny), never)[0] == folder
     assert sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) == [folder.name]
 
 

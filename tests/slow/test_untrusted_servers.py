@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import os
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import quote
 
 import openai
 import pytest
-from servers import Answer, ChatServer, choice, completion, entry
+from servers import Answer, ChatServer, choice, completion, dripping_server, entry, unused_port
 
 from rfx_agent import OpenAISampler, Recovery, RetryBudget, SampleRequest
 from rfx_agent.codec import dump
-from rfx_agent.errors import SamplerError
+from rfx_agent.errors import ConfigError, SamplerError, SamplerTimeout
 from rfx_agent.records import SampleResult, Usage
 from rfx_agent.samplers.openai.provider_errors import words_of
+from rfx_agent.samplers.openai.secrets import spellings
 from rfx_agent.testing import ScriptedVerifier
 
 KEY = "rk-0123456789/abcdef+xyz"
+MANY_DIGITS = 7_777_777_777  # stands for more digits than Python reads as a number
 PROMPT = ({"role": "user", "content": "What is 3 + 4?"},)
 both = pytest.mark.parametrize("how", ["sync", "async"])
 
@@ -96,6 +101,53 @@ def test_a_key_that_is_echoed_reaches_nobody(how: str) -> None:
         assert spelled[3].rstrip("=") not in told
 
 
+def told_of(server: ChatServer, sampler: OpenAISampler, how: str) -> str:
+    """All that a failing run of ``sampler`` keeps, raises and tells."""
+    events: list[Any] = []
+    recovery = Recovery(sampler, ScriptedVerifier(["7"]), budget=RetryBudget(samples=2), on_event=events.append)
+    case = recovery.run("3 + 4?") if how == "sync" else asyncio.run(recovery.arun("3 + 4?"))
+    assert server.bodies
+    try:
+        asked(sampler, how)
+    except SamplerError as error:
+        return json.dumps(dump(case)) + repr(events) + "".join(traceback.format_exception(error))
+    return json.dumps(dump(case)) + repr(events)
+
+
+@both
+def test_no_secret_of_a_client_reaches_anybody(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    def echo(_: dict[str, Any], i: int) -> Answer:
+        return Answer(401, {"error": f"bad {server.headers[i]} {server.paths[i]}"})
+
+    with ChatServer(echo) as server:
+        given = {"base_url": server.base_url, "api_key": "unused", "max_retries": 0}
+        for more in ({"default_headers": {"X-Gateway-Token": KEY}}, {"default_query": {"api-key": KEY}}):
+            clients = openai.OpenAI(**given, **more), openai.AsyncOpenAI(**given, **more)
+            sampler = OpenAISampler("fake", client=clients[0], async_client=clients[1])
+            assert not [text for text in spellings(KEY, least=8) if text in told_of(server, sampler, how)]
+        caplog.clear()  # a client that was given logs its URLs itself
+        sampler = of(server, base_url=f"{server.base_url}?key={quote(KEY, safe='')}")
+        told = told_of(server, sampler, how) + caplog.text
+    assert not [text for text in spellings(KEY, least=8) if text in told]
+
+
+@both
+def test_what_stands_beside_a_status_is_neither_kept_nor_logged(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with ChatServer(lambda *_: Answer(401, {}, reason=KEY)) as server:
+        told = told_of(server, of(server), how) + caplog.text
+    assert "401" in caplog.text
+    assert KEY not in told
+
+
+def test_a_url_that_is_none_is_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="no http or https URL") as raised:
+        OpenAISampler("fake", base_url=f"htp://user:{KEY}@host/v1")
+    assert KEY not in str(raised.value)
+
+
 @both
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_no_redirect_is_followed(status: int, how: str) -> None:
@@ -115,6 +167,15 @@ def test_a_body_that_drips_ends_in_time(how: str) -> None:
         before = time.monotonic()
         with pytest.raises(SamplerError):
             asked(of(server, timeout=0.4), how)
+    assert time.monotonic() - before < 3
+
+
+@both
+def test_a_head_that_drips_ends_in_time(how: str) -> None:
+    with dripping_server() as url:
+        before = time.monotonic()
+        with pytest.raises(SamplerTimeout):
+            asked(OpenAISampler("fake", base_url=f"{url}/v1", api_key=KEY, timeout=0.4, max_retries=0), how)
     assert time.monotonic() - before < 3
 
 
@@ -149,6 +210,14 @@ def test_each_try_that_was_lost_is_charged(how: str) -> None:
 
 
 @both
+def test_where_nobody_listens_nothing_is_charged(how: str) -> None:
+    nobody = OpenAISampler("fake", base_url=f"http://127.0.0.1:{unused_port()}/v1", api_key=KEY, max_retries=1)
+    with pytest.raises(SamplerError) as raised:
+        asked(nobody, how)
+    assert (raised.value.calls, raised.value.lost) == (0, 0)
+
+
+@both
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_status_that_did_no_work_costs_nothing(status: int, how: str) -> None:
     def reply(_: dict[str, Any], i: int) -> Answer:
@@ -157,6 +226,18 @@ def test_a_status_that_did_no_work_costs_nothing(status: int, how: str) -> None:
     with ChatServer(reply) as server:
         made = asked(of(server, max_retries=2), how)
     assert made.usage == Usage(7, 3, 3)
+
+
+@both
+@pytest.mark.parametrize("status", [408, 500, 502, 504, 524])
+def test_a_status_of_a_server_that_broke_off_is_charged(status: int, how: str) -> None:
+    def reply(_: dict[str, Any], i: int) -> Answer:
+        return Answer(status, {}, {"Retry-After": "0"}) if i < 2 else Answer(body=completion(choice("it is 7")))
+
+    with ChatServer(reply) as server:
+        made = asked(of(server, max_retries=2), how)
+    assert made.usage.completion_tokens == 3 + 2 * 20
+    assert made.usage.calls == 3
 
 
 @both
@@ -216,12 +297,14 @@ def test_what_a_server_names_is_short_and_plain(reason: Any) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_child_of_a_fork_reads_none_of_its_parents_answers() -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_a_child_of_a_fork_reads_none_of_its_parents_answers(given: bool) -> None:
     def reply(body: dict[str, Any], _: int) -> Answer:
         return Answer(body=completion(choice(body["messages"][0]["content"])))
 
     with ChatServer(reply) as server:
-        sampler = of(server)
+        client = openai.OpenAI(base_url=server.base_url, api_key=KEY, max_retries=0, timeout=30)
+        sampler = OpenAISampler("fake", client=client) if given else of(server)
         sampler.sample(SampleRequest(({"role": "user", "content": "parent"},)))
 
         def child(name: str) -> int:
@@ -308,12 +391,14 @@ def test_long_tables_do_not_hold_the_event_loop() -> None:
         ({"prompt_tokens": True, "completion_tokens": [3]}, 100, 20),
         (["usage"], 100, 20),
         (None, 100, 20),
+        ({"prompt_tokens": 7, "completion_tokens": MANY_DIGITS}, 100, 20),
     ],
-    ids=repr,
+    ids=lambda x: repr(x)[:60],
 )
 def test_what_a_server_claims_is_bounded_and_nothing_is_free(usage: Any, read: int, written: int, how: str) -> None:
     made = choice("it is 7") | {"logprobs": None}
-    with ChatServer(lambda *_: Answer(body=completion(made) | {"usage": usage})) as server:
+    body = json.dumps(completion(made) | {"usage": usage}).replace(str(MANY_DIGITS), "7" * 10_000).encode()
+    with ChatServer(lambda *_: Answer(body=body)) as server:
         spent = asked(of(server), how).usage
     assert 0 < spent.prompt_tokens <= read
     assert 0 < spent.completion_tokens <= written
@@ -328,3 +413,38 @@ def test_an_honest_bill_is_not_cut(how: str) -> None:
         sampler, request = of(server), SampleRequest(picture, max_tokens=20)
         result = sampler.sample(request) if how == "sync" else asyncio.run(sampler.asample(request))
     assert result.usage == Usage(200_000, 900, 1)
+
+
+@both
+def test_a_cap_that_was_used_up_for_nothing_cut_the_answer(how: str) -> None:
+    made = completion(choice("", finish_reason="stop")) | {"usage": {"prompt_tokens": 7, "completion_tokens": 20}}
+    with ChatServer(lambda *_: Answer(body=made)) as server:
+        (rollout,) = asked(of(server), how).rollouts
+    assert rollout.finish_reason == "length"
+
+
+def test_parts_of_a_text_may_be_plain() -> None:
+    parts = ["it is ", {"type": "text", "text": "7"}]
+    with ChatServer(lambda *_: Answer(body=completion(choice("7", content=parts)))) as server:
+        assert asked(of(server), "sync").rollouts[0].text == "it is 7"
+
+
+@both
+def test_the_second_of_two_answers_to_one_request_is_nobodys(how: str) -> None:
+    """It waits on the connection, and the next request, of whomever, would take it for its own answer."""
+    another = json.dumps(completion(choice("another's"), name="other")).encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(another)}\r\n\r\n".encode()
+
+    def reply(_: dict[str, Any], i: int) -> Answer:
+        own = json.dumps(completion(choice(f"own {i}"), name=f"own-{i}")).encode()
+        return Answer(body=own + head + another, headers={"Content-Length": str(len(own))})
+
+    with ChatServer(reply) as server:
+        sampler, request = of(server, max_retries=1), SampleRequest(PROMPT, 1, 0.6, 20)
+
+        async def three() -> list[SampleResult]:
+            return [await sampler.asample(request) for _ in range(3)]
+
+        made = [sampler.sample(request) for _ in range(3)] if how == "sync" else asyncio.run(three())
+    assert all(x.rollouts[0].text.startswith("own ") for x in made)
+    assert sum(x.usage.completion_tokens >= 20 for x in made) == len(server.bodies) - 3  # what it cost is charged

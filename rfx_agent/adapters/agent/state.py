@@ -6,7 +6,6 @@ calls) shares a ``Purse`` instead: a ledger behind a lock, found by the run's id
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from langchain.agents.middleware.types import AgentState, PrivateStateAttr
 from langchain_core.messages import ToolMessage
 from langgraph.channels.untracked_value import UntrackedValue
 
+from rfx_agent._forks import Lock
 from rfx_agent.budgets.step import Ledger, Purse, RetryBudget
 from rfx_agent.records import Spend
 
@@ -58,7 +58,7 @@ class Purses:
 
     def __init__(self, budget: RetryBudget, most: int = 1024) -> None:
         self._budget, self._most = budget, most
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._kept: OrderedDict[tuple[str, int], RunPurse] = OrderedDict()
 
     def of(self, run_id: str, control: object, spent: Spend) -> RunPurse:

@@ -191,7 +191,7 @@ class AgentModel(Thing):
         flawed_answer = self._root._reads(error)
         if flawed_answer is not None:
             return self.made(flawed_answer, again)
-        return Made(error=error, usage=again.reported.usage())
+        return Made.broken(error, again)
 
     def _as(self, again: Again) -> tuple[ModelRequest[Any], Mapping[str, str]]:
         """The agent's request, its parameters changed only where they differ from the agent's own; which are set."""

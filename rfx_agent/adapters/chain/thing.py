@@ -196,9 +196,9 @@ class Chain(Thing, Generic[In, Out]):
 
     def failed(self, error: Exception, again: Again) -> Made:
         """A run that raised: a failed answer, where the exception is one of those that count as such."""
-        usage = again.reported.usage()
         if not isinstance(error, self._failures):
-            return Made(error=error, usage=usage)
+            return Made.broken(error, again)
+        usage = again.reported.usage()
         text = getattr(error, "llm_output", None)
         rollout = Rollout(
             text if isinstance(text, str) else "", "r0", response_id=response_id(again.number), usage=usage

@@ -30,7 +30,7 @@ from rfx_agent.errors import ConfigError, Unresolved
 from rfx_agent.records import Rollout
 from rfx_agent.recovery import Recovery
 from rfx_agent.remedies.chosen import chosen
-from rfx_agent.samplers.chat import ended
+from rfx_agent.samplers.chat import ended, usage_of
 
 __all__ = ["add_recovery"]
 
@@ -180,9 +180,11 @@ class _Mapping:
         answer = answer_in(read(state, self.keys.answer), self.form)
         if answer is None:
             return None
-        why = None if answer.message is None else ended(answer.message)
-        given = answer.text if why is None else Rollout(answer.text, finish_reason=why)
-        return step_input(self.keys.step(state, self.after, answer), given)
+        step, told = self.keys.step(state, self.after, answer), answer.message
+        if told is None:
+            return step_input(step, answer.text)
+        usage = usage_of(told, prompt=step.messages)
+        return step_input(step, Rollout(answer.text, finish_reason=ended(told), usage=usage))
 
     def gave(self, state: Any, output: Any) -> Any:
         """The update of the parent's state, and where to go where that is not in the edges."""

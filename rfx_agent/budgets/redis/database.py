@@ -228,7 +228,7 @@ class Database(Backend):
             StoreError: it deletes what was not used for long.
         """
         if isinstance(info, Exception):
-            _log.warning("%s: cannot look at its settings: %s", self.shown, info)
+            _log.warning("%s: cannot look at its settings: %s", self.shown, self.place.clean(str(info)))
             return
         said = dict(x.split(b":", 1) for x in info.splitlines() if b":" in x)
         policy = said.get(b"maxmemory_policy", b"").decode()

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from rfx_agent._extras import need
+from rfx_agent.budgets.url import check_escaped
 from rfx_agent.errors import ConfigError
 
 __all__ = ["SCHEMES", "Place", "place_of"]
@@ -57,6 +58,7 @@ def place_of(url: str) -> Place:
         raise ConfigError(f"redis store: url has no '://'; {_HOW}")
     if scheme not in SCHEMES:
         raise ConfigError(f"redis store: the URL is for {scheme[:40]!r}; {_HOW}")
+    check_escaped(url, who="redis store", how=_HOW)
     connections: Any = need("redis.connection", "redis")
     try:
         options = connections.parse_url(url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
+import uuid
 from typing import Any
 
 import sqlalchemy as sa
@@ -96,8 +97,11 @@ def reading(engine: sa.Engine) -> sa.Connection:
     return engine.connect().execution_options(**{_READS: True})
 
 
-def prepare(engine: sa.Engine, place: Place, name: str) -> None:
+def prepare(engine: sa.Engine, place: Place, name: str) -> str:
     """See to it that the tables are there; several processes may come here at once.
+
+    Returns:
+        The mark of these tables: those that somebody makes in their place have another.
 
     Raises:
         StoreError: they are of a later schema.
@@ -108,8 +112,8 @@ def prepare(engine: sa.Engine, place: Place, name: str) -> None:
             raw: Any = connection.connection.driver_connection
             if raw.execute("PRAGMA journal_mode").fetchone() != ("wal",):
                 raw.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
-        if known(connection, place, name):
-            return
+        if known(connection, place, name) and (mark := connection.execute(_tables.read_mark).scalar_one_or_none()):
+            return str(mark)
     with engine.connect() as connection:
         if connection.dialect.name == "postgresql":  # IF NOT EXISTS alone fails when two make the same table at once
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
@@ -119,7 +123,11 @@ def prepare(engine: sa.Engine, place: Place, name: str) -> None:
                 connection.execute(sa.schema.CreateIndex(index, if_not_exists=True))
         if not known(connection, place, name):
             connection.execute(sa.insert(_tables.schema), {"name": name, "version": _tables.SCHEMA})
+        if (mark := connection.execute(_tables.read_mark).scalar_one_or_none()) is None:
+            mark = f"{_tables.MARK}{uuid.uuid4().hex}"
+            connection.execute(sa.insert(_tables.schema), {"name": mark, "version": _tables.SCHEMA})
         connection.commit()
+        return str(mark)
 
 
 def known(connection: sa.Connection, place: Place, name: str) -> bool:

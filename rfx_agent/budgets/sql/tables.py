@@ -17,6 +17,7 @@ from sqlalchemy.dialects import sqlite
 from rfx_agent.budgets.accounting import OPEN, AccountRow, ReservationRow
 
 __all__ = [
+    "MARK",
     "METADATA",
     "SCHEMA",
     "Statements",
@@ -28,6 +29,7 @@ __all__ = [
     "lock_belief",
     "open_belief",
     "read_belief",
+    "read_mark",
     "reservation_of",
     "schema",
     "update_belief",
@@ -35,6 +37,9 @@ __all__ = [
 
 SCHEMA = 1
 """Number of the tables that this version writes, kept in the table ``rfx_schema``. Version 0.1 wrote the same."""
+
+MARK = "mark "
+"""Beginning of the name of a row in ``rfx_schema`` that tells these tables from others made in their place."""
 
 _MOST = 2**63 - 1
 
@@ -45,6 +50,7 @@ schema = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("version", sa.Integer, nullable=False),
 )
+read_mark = sa.select(schema.c.name).where(schema.c.name.like(f"{MARK}%")).order_by(schema.c.name).limit(1)
 # One row holds an account with all its window's buckets, so that a reservation reads and writes one row per account.
 # It is rewritten all the time: room on its page lets PostgreSQL do that in place.
 accounts = sa.Table(
@@ -92,7 +98,8 @@ class Statements:
             seconds = sa.extract("epoch", sa.func.clock_timestamp())
             clock = sa.func.coalesce(now, sa.cast(seconds * 1_000_000, sa.BigInteger))
         insert = pg.insert if dialect == "postgresql" else sqlite.insert
-        self.clock = sa.select(clock)
+        self.raw_mark = str(read_mark.compile(compile_kwargs={"literal_binds": True}))
+        self.glance = sa.select(clock, read_mark.scalar_subquery())
         # In name order, then in id order: two transactions never wait for each other. SQLite locks the whole file.
         self.accounts = _among(accounts.c.name, "names").order_by(accounts.c.name).with_for_update()
         self.reservations = _among(holds.c.id, "ids").order_by(holds.c.id).with_for_update()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rfx_agent._extras import need
+from rfx_agent.budgets.url import check_escaped
 from rfx_agent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ def place_of(url: str) -> Place:
             raise ConfigError(f"sql store: url has no '://'; {_HOW}")
         raise ConfigError(f"sql store: url is {url!r}, which is no URL; for a file give 'sqlite:///{url}'")
     scheme = url.partition("://")[0]
+    if not scheme.startswith("sqlite"):
+        check_escaped(url, who="sql store", how=_HOW)
     try:
         made = sqlalchemy.engine.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):

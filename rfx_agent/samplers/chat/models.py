@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from rfx_agent._extras import need
 from rfx_agent.errors import ConfigError
-from rfx_agent.samplers.openai.provider_errors import redact, spellings
+from rfx_agent.samplers.openai.secrets import of_client, redact, spellings
 
 __all__ = ["model_of", "models_in", "most_calls", "name_of", "secrets_in", "with_models"]
 
@@ -130,9 +130,12 @@ def name_of(model: Runnable[Any, Any]) -> str:
 
 def secrets_in(runnable: Runnable[Any, Any]) -> tuple[str, ...]:
     """The keys that the models inside hold; a provider may quote them back."""
-    fields = (value for model in models_in(runnable) for value in vars(model).values())
-    keys = (value.get_secret_value() for value in fields if isinstance(value, SecretStr))
-    return tuple(one for key in keys if isinstance(key, str) for one in spellings(key, least=4))
+    keys: list[Any] = []
+    for model in models_in(runnable):
+        fields = vars(model)
+        keys += [value.get_secret_value() for value in fields.values() if isinstance(value, SecretStr)]
+        keys += of_client(fields.get("root_client") or fields.get("root_async_client"))
+    return tuple(one for key in dict.fromkeys(keys) if isinstance(key, str) for one in spellings(key, least=4))
 
 
 def most_calls(runnable: Runnable[Any, Any]) -> int:

@@ -11,11 +11,13 @@ from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableConfig
 
+from rfx_agent.errors import SamplerError
 from rfx_agent.samplers.chat.models import name_of
-from rfx_agent.samplers.openai.provider_errors import causes, words_of
+from rfx_agent.samplers.openai.provider_errors import causes, status_of, tries, words_of
+from rfx_agent.samplers.openai.transport import Tally
 from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
 
-__all__ = ["PARAMETERS", "Asked", "Draw", "Learned", "Traits", "declared", "given", "traits_of"]
+__all__ = ["PARAMETERS", "Asked", "Draw", "Learned", "Traits", "cap_in", "declared", "given", "traits_of"]
 
 PARAMETERS = ("temperature", "max_tokens", "seed", "logprobs", "top_logprobs")
 """What a draw may set on a chat model, by the names that most classes give them."""
@@ -35,6 +37,17 @@ def declared(model: object, parameter: str) -> str | None:
     """
     fields = getattr(type(model), "model_fields", {})
     return next((name for name in (_CAPS if parameter == "max_tokens" else (parameter,)) if name in fields), None)
+
+
+def cap_in(arguments: Any) -> int | None:
+    """The most tokens that a call with ``arguments`` may write, under any of its names; None where none is set.
+
+    Example:
+        >>> cap_in({"model": "m", "max_completion_tokens": 64})
+        64
+    """
+    told = [arguments.get(name) for name in _CAPS] if isinstance(arguments, Mapping) else []
+    return next((x for x in told if type(x) is int and x >= 0), None)
 
 
 @dataclass(slots=True)
@@ -78,7 +91,7 @@ class Traits:
                 self.by_field = True
                 return 0
         else:
-            status = next((code for x in chain if (code := _status(x)) is not None), None)
+            status = next((code for x in chain if (code := status_of(x)) is not None), None)
             if status is not None and status not in REFUSALS:
                 return None
             refused = refused_parameter({*sent, *_own(model)}, said, strict=status is None)
@@ -148,15 +161,45 @@ class Draw:
         values: the parameters, by the names of ``PARAMETERS``.
         calls: requests made so far, refused ones included.
         sent: the parameters that the last request had.
+        tally: the tries of its requests, where the model's connections count them.
+        missed: the tries that were lost as far as the errors of its requests tell, for where nobody counts.
     """
 
     values: Mapping[str, Any]
     calls: int = 0
     sent: Mapping[str, str] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
+    missed: int = 0
 
     def taken(self, parameter: str) -> Any:
         """The value of ``parameter`` that the model was asked with, or None."""
         return self.values[parameter] if parameter in self.sent else None
+
+    @property
+    def tried(self) -> tuple[int, int]:
+        """Tries so far, and those of them that left, where anybody counts them."""
+        return self.tally.tried, self.tally.sent
+
+    def count(self, calls: int, before: tuple[int, int]) -> None:
+        """Count ``calls``, or the requests that have left since ``before`` where anybody counts them."""
+        tried, sent = before
+        self.calls += self.tally.sent - sent if self.tally.tried > tried else calls
+
+    def made(self, failure: SamplerError | None) -> int:
+        """Requests that it took, a client's own retries included as far as anybody counts them."""
+        if self.tally.tried:
+            return self.calls
+        return max(self.calls, 1) + (0 if failure is None else max(failure.calls - 1, 0))
+
+    def lost(self, failure: SamplerError | None) -> int:
+        """Of these, the ones that a provider may have worked on and that brought nothing.
+
+        Args:
+            failure: what the draw ended in, or None where it brought an answer.
+        """
+        if not self.tally.tried:
+            return self.missed
+        return self.tally.lost + max(0, self.tally.whole - (failure is None))
 
 
 class Asked(Runnable[Any, Any]):
@@ -169,26 +212,28 @@ class Asked(Runnable[Any, Any]):
         """See ``Runnable``."""
         while True:
             model, arguments, sent = self._given(kwargs)
+            before = self._draw.tried
             try:
                 answer = model.invoke(input, config, **arguments)
             except Exception as error:
-                if not self._learned(model, error, sent, arguments):
+                if not self._learned(model, error, sent, arguments, before):
                     raise
             else:
-                self._draw.calls += 1
+                self._draw.count(1, before)
                 return answer
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002  # LangChain's
         """See ``Runnable``."""
         while True:
             model, arguments, sent = self._given(kwargs)
+            before = self._draw.tried
             try:
                 answer = await model.ainvoke(input, config, **arguments)
             except Exception as error:
-                if not self._learned(model, error, sent, arguments):
+                if not self._learned(model, error, sent, arguments, before):
                     raise
             else:
-                self._draw.calls += 1
+                self._draw.count(1, before)
                 return answer
 
     def _given(self, bound: dict[str, Any]) -> tuple[Runnable[Any, Any], dict[str, Any], dict[str, str]]:
@@ -198,20 +243,17 @@ class Asked(Runnable[Any, Any]):
         self._draw.sent = sent
         return model, {name: value for name, value in bound.items() if name not in hidden} | arguments, sent
 
-    def _learned(self, model: object, error: Exception, sent: Mapping[str, str], arguments: Mapping[str, Any]) -> bool:
+    def _learned(
+        self,
+        model: object,
+        error: Exception,
+        sent: Mapping[str, str],
+        arguments: Mapping[str, Any],
+        before: tuple[int, int],
+    ) -> bool:
         took = self._traits.learns(model, error, sent, arguments)
-        self._draw.calls += 1 if took is None else took
+        self._draw.count(1 if took is None else took, before)
+        if took is None:
+            lost = tries(error)[1]
+            self._draw.missed += 1 if lost is None else lost
         return took is not None
-
-
-def _status(error: BaseException) -> int | None:
-    """The HTTP status that an SDK's error carries: OpenAI's, Anthropic's, Ollama's, Google's and Amazon's."""
-    response = getattr(error, "response", None)
-    told = response.get("ResponseMetadata") if isinstance(response, Mapping) else None
-    found = (
-        getattr(error, "status_code", None),
-        getattr(response, "status_code", None),
-        told.get("HTTPStatusCode") if isinstance(told, Mapping) else None,
-        getattr(error, "code", None),
-    )
-    return next((x for x in found if isinstance(x, int) and 100 <= x < 600), None)

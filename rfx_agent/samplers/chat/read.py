@@ -10,18 +10,19 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from pydantic import BaseModel
 
 from rfx_agent.evidence.tables import TopLogprobs
-from rfx_agent.fence import visible
+from rfx_agent.fence import one_line
 from rfx_agent.records import Message, Rollout, Usage
 from rfx_agent.samplers.openai.rows import read_table
-from rfx_agent.samplers.usage import MOST_READ, MOST_UNSEEN, believed, count, estimate_tokens, hidden
+from rfx_agent.samplers.usage import MOST_READ, MOST_UNSEEN, believed, count, ending, estimate_tokens, hidden
 
-__all__ = ["Prompt", "ended", "rollout_of", "text_in", "text_of", "usage_of"]
+__all__ = ["Prompt", "ended", "lost_usage", "rollout_of", "text_in", "text_of", "tokens_of", "usage_of"]
 
 Prompt: TypeAlias = Sequence[BaseMessage | Message] | str
 """What a model was asked: messages of LangChain's or in OpenAI's format, or a text."""
 
 _REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")  # OpenAI, Anthropic, Bedrock, Ollama
 _LONGEST_REASON = 64  # characters
+_LONGEST_ID = 200
 
 _TEXTS = ("text", "output_text", "input_text")
 _THOUGHTS = ("thinking", "reasoning", "redacted_thinking", "reasoning_content")
@@ -34,6 +35,7 @@ _WRITTEN = ("output_tokens", "completion_tokens", "outputTokens", "candidates_to
 _TOTAL = ("total_tokens", "totalTokens", "total_token_count")
 
 _TEMPLATE = 64  # tokens that a chat template may add to each message
+_TURN, _REPLY = 5, 3  # those that it does add: around a message, and before the answer
 _PICTURE = 1_000  # tokens of a picture, a sound or a file that nobody counted
 
 
@@ -52,7 +54,7 @@ def text_of(message: BaseMessage) -> str:
     """What a message says: the text of its blocks, without what the model thought.
 
     Blocks stand on lines of their own, except where they are parts of one text: pieces of a stream (one ``index``, or
-    chunks without any), and the parts of a sentence whose sources Anthropic cites.
+    chunks without any), the parts of a sentence whose sources Anthropic cites, and what comes after a space.
 
     Example:
         >>> text_of(AIMessage([{"type": "text", "text": "I checked that."}, {"type": "text", "text": "Answer: 4"}]))
@@ -66,7 +68,7 @@ def text_of(message: BaseMessage) -> str:
         if not text:
             before = block if text is None else before
             continue
-        if said and not said.endswith("\n") and not _same_text(before, block, isinstance(message, AIMessageChunk)):
+        if said and not said[-1].isspace() and not _same_text(before, block, isinstance(message, AIMessageChunk)):
             said += "\n"
         said += text
         before = block
@@ -93,12 +95,13 @@ def ended(message: BaseMessage) -> str | None:
         return "refusal"
     if told.get("status") == "incomplete":  # OpenAI's Responses API
         details = told.get("incomplete_details")
-        return str((details.get("reason") if isinstance(details, Mapping) else None) or "incomplete")[:_LONGEST_REASON]
+        reason = details.get("reason") if isinstance(details, Mapping) else None
+        return one_line(reason, _LONGEST_REASON) if isinstance(reason, str) and reason else "incomplete"
     blocked = told.get("prompt_feedback")
     if isinstance(blocked, Mapping) and blocked.get("block_reason") and not message.content:  # Gemini's
         return "prohibited_content"
     reason = next((told[key] for key in _REASONS if isinstance(told.get(key), str)), None)
-    return None if reason is None else visible(reason[:_LONGEST_REASON], keep="")
+    return None if reason is None else one_line(reason, _LONGEST_REASON)
 
 
 def _refusal(message: BaseMessage) -> str | None:
@@ -106,7 +109,7 @@ def _refusal(message: BaseMessage) -> str | None:
     refusal = message.additional_kwargs.get("refusal")
     if refusal:
         return refusal if isinstance(refusal, str) else ""
-    for block in message.content:
+    for block in message.content if isinstance(message.content, list) else ():
         if isinstance(block, Mapping) and block.get("type") == "refusal":
             return str(block.get("refusal") or "")
     return None
@@ -133,13 +136,14 @@ def rollout_of(
     """
     text = text_of(message) or _refusal(message) or ""
     tokens, table = _table(text, message.response_metadata.get("logprobs"))
+    usage = usage_of(message, prompt=prompt, cap=cap)
     return Rollout(
         text=text,
         id=name,
-        response_id=response_id or message.id,
+        response_id=response_id or one_line(message.id or "", _LONGEST_ID) or None,
         temperature=temperature,
-        finish_reason=ended(message),
-        usage=usage_of(message, prompt=prompt, cap=cap),
+        finish_reason=ending(ended(message), text, usage.completion_tokens, cap),
+        usage=usage,
         tokens=tokens,
         logprobs=table,
     )
@@ -165,7 +169,7 @@ def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | N
 
     Example:
         >>> usage_of(AIMessage("It is 42"), prompt="What is 6 times 7?")
-        Usage(prompt_tokens=6, completion_tokens=3, calls=1)
+        Usage(prompt_tokens=14, completion_tokens=3, calls=1)
     """
     sources = [*_sources(message)]
     read, written, total = (_first(sources, names) for names in (_READ, _WRITTEN, _TOTAL))
@@ -185,6 +189,11 @@ def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | N
         more = hidden(details)
     seen = len(text.encode(errors="replace"))
     return Usage(asked, believed(written, seen, unseen=more, cap=cap, least=estimate), 1)
+
+
+def lost_usage(prompt: Prompt, cap: int) -> Usage:
+    """What is charged for a call that brought nothing and may have been worked on: its prompt, and ``cap`` tokens."""
+    return Usage(tokens_of(prompt), cap)
 
 
 def _sources(message: BaseMessage) -> Iterator[Mapping[str, Any]]:
@@ -207,11 +216,17 @@ def _asked(claim: int | None, prompt: Prompt | None) -> int:
         return claim  # chat templates, tools and what they find are read too, and are in no message
     if prompt is None:
         return 0 if claim is None else min(claim, MOST_UNSEEN)
-    text, pictures, messages = _read(prompt)
     if claim is None:
-        return estimate_tokens(text) + _PICTURE * pictures
+        return tokens_of(prompt)
+    text, pictures, messages = _read(prompt)
     seen = len(text.encode(errors="replace")) + _TEMPLATE * messages
     return believed(claim, seen, unseen=MOST_READ if pictures else MOST_UNSEEN)
+
+
+def tokens_of(prompt: Prompt) -> int:
+    """Tokens of a prompt that nobody counted."""
+    text, pictures, messages = _read(prompt)
+    return estimate_tokens(text) + _PICTURE * pictures + _TURN * messages + _REPLY
 
 
 def _read(prompt: Prompt) -> tuple[str, int, int]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -14,14 +17,19 @@ from langchain_core.runnables.config import ContextThreadPoolExecutor
 from rfx_agent.checks import among
 from rfx_agent.errors import ConfigError, SamplerError, SamplerTimeout, is_control_flow
 from rfx_agent.ports import Sampler
-from rfx_agent.records import SampleRequest, SampleResult, Usage
+from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage
+from rfx_agent.samplers.chat.connected import connected
 from rfx_agent.samplers.chat.models import model_of, models_in, most_calls, name_of, secrets_in, with_models
 from rfx_agent.samplers.chat.parameters import PARAMETERS, Asked, Draw, Learned, traits_of
-from rfx_agent.samplers.chat.read import rollout_of
-from rfx_agent.samplers.openai.provider_errors import map_error, redact
+from rfx_agent.samplers.chat.read import rollout_of, tokens_of
+from rfx_agent.samplers.openai.provider_errors import map_error
+from rfx_agent.samplers.openai.secrets import redact
+from rfx_agent.samplers.openai.transport import TALLY
+from rfx_agent.samplers.usage import LOST
 
 __all__ = ["ChatModelSampler"]
 
+_log = logging.getLogger("rfx_agent")
 _MOST_THREADS = 16
 _EFFECTS = {  # what a draw goes without where the model refuses a parameter
     "temperature": "drawn at the model's own temperature",
@@ -37,6 +45,10 @@ class ChatModelSampler(Sampler):
     Parameters go to the model as arguments of the call, under the name that its class declares; a class whose calls
     take none (``ChatOllama``) has them set on a copy. One that the model refuses is left out from then on, and every
     result says so in its notes. Tokens that nobody counted are estimated from the text.
+
+    A ``ChatOpenAI`` or ``AzureChatOpenAI`` is asked over connections of this package, unless you configured its own:
+    no redirect is followed, answers are bounded in time and size, and tries that were lost are charged. Other models
+    are asked as they are; see docs/backends.md.
 
     Args:
         model: a chat model, as it is or after ``bind``, ``bind_tools``, ``with_retry``, ``with_fallbacks``,
@@ -72,6 +84,7 @@ class ChatModelSampler(Sampler):
         self.name = name_of(next(models_in(self.model)))
         self.max_calls = most_calls(self.model)
         self.learned: Learned = {}
+        self._asker = 0  # the process that asked last
 
     def __repr__(self) -> str:
         return f"ChatModelSampler({self.name!r})"  # the model's own may hold its key
@@ -96,10 +109,14 @@ class ChatModelSampler(Sampler):
         messages, draws = self._messages(request), self._draws(request)
 
         def one(at: int) -> BaseMessage | Exception:
+            TALLY.set(draws[at].tally)
             try:
-                return self._asked(draws[at]).invoke(messages, _tagged(at))  # type: ignore[no-any-return]  # a message
+                asked = self._asked(draws[at], asynchronous=False)
+                return asked.invoke(messages, _tagged(at))  # type: ignore[no-any-return]  # a message
             except Exception as error:  # noqa: BLE001  # one failed call of several; sorted out in _result
                 return error
+            finally:
+                TALLY.set(None)
 
         if request.n == 1:
             return self._result(request, draws, [one(0)])
@@ -111,7 +128,8 @@ class ChatModelSampler(Sampler):
         messages, draws = self._messages(request), self._draws(request)
 
         async def one(at: int) -> Any:
-            return await self._asked(draws[at]).ainvoke(messages, _tagged(at))
+            TALLY.set(draws[at].tally)  # each runs as a task, in a context of its own
+            return await self._asked(draws[at], asynchronous=True).ainvoke(messages, _tagged(at))
 
         answers = await asyncio.gather(*map(one, range(request.n)), return_exceptions=True)
         return self._result(request, draws, answers)
@@ -120,11 +138,19 @@ class ChatModelSampler(Sampler):
         known = self.learned.values()
         return parameter in self.arguments and not (known and all(parameter in x.refused for x in known))
 
-    def _asked(self, draw: Draw) -> Runnable[Any, Any]:
+    def _asked(self, draw: Draw, *, asynchronous: bool) -> Runnable[Any, Any]:
         """The model with the parameters of ``draw``, as the config that is active here configures it."""
+        if self._asker != (pid := os.getpid()):
+            if self._asker:
+                _log.warning(
+                    "%s: this model was asked before the process was forked. Its connections are the parent's, so "
+                    "answers can be mixed up: ask no LangChain model before a fork",
+                    self.name,
+                )
+            self._asker = pid
 
         def asked(model: Runnable[Any, Any]) -> Asked:
-            return Asked(model, traits_of(model, self.learned), draw)
+            return Asked(connected(model, asynchronous=asynchronous), traits_of(model, self.learned), draw)
 
         return with_models(self.model, asked)
 
@@ -151,25 +177,34 @@ class ChatModelSampler(Sampler):
         for x in answers:
             if isinstance(x, BaseException) and (is_control_flow(x) or not isinstance(x, Exception)):
                 raise x
-        errors = [x for x in answers if isinstance(x, Exception)]
+        failures = [self._failure(x) if isinstance(x, Exception) else None for x in answers]
+        secrets = secrets_in(self.model)
         rollouts = tuple(
-            rollout_of(x, draw.taken("temperature"), prompt=request.messages, cap=draw.taken("max_tokens"))
+            _without(
+                secrets,
+                rollout_of(x, draw.taken("temperature"), prompt=request.messages, cap=draw.taken("max_tokens")),
+            )
             for draw, x in zip(draws, answers, strict=True)
             if isinstance(x, BaseMessage)
         )
-        failures = [self._failure(error) for error in errors]
-        # A client's own retries are in the count of the error that ended them.
-        calls = sum(max(draw.calls, 1) for draw in draws) + sum(max(x.calls - 1, 0) for x in failures)
+        ends = [*zip(draws, failures, strict=True)]
+        calls = sum(draw.made(failure) for draw, failure in ends)
+        lost = [draw.lost(failure) for draw, failure in ends]
         if not rollouts:
-            failure = failures[0] if failures else SamplerError(f"{self.name} gave a {type(answers[0]).__name__}")
-            failure.calls = calls
-            raise failure from (errors[0] if errors else None)
-        notes = [*dict.fromkeys(map(str, failures)), *self._left_out(request)]
+            at, failure = next(((i, x) for i, x in enumerate(failures) if x is not None), (0, None))
+            failure = failure or SamplerError(f"{self.name} gave a {type(answers[0]).__name__}")
+            failure.calls, failure.lost = calls, -(-sum(lost) // request.n)
+            raise failure from (answers[at] if isinstance(answers[at], Exception) else None)
+        notes = [*dict.fromkeys(str(x) for x in failures if x is not None), *self._left_out(request, secrets)]
+        notes += [f"{LOST} (x{sum(lost)})" if sum(lost) > 1 else LOST] if any(lost) else []
         without = sum(x.logprobs is None for x in rollouts)
         if request.want_logprobs and without:
             some = "" if without == len(rollouts) else f" that can be used for {without} of {len(rollouts)} draws"
             notes.append(f"{self.name} gave no log-probabilities{some}")
         usage = sum((x.usage for x in rollouts), Usage())
+        read = tokens_of(request.messages)
+        for draw, times in zip(draws, lost, strict=True):
+            usage += Usage(read * times, (draw.taken("max_tokens") or request.max_tokens) * times)
         return SampleResult(rollouts, usage + Usage(calls=calls - usage.calls), tuple(notes))
 
     def _failure(self, error: Exception) -> SamplerError:
@@ -181,16 +216,32 @@ class ChatModelSampler(Sampler):
         told = {"status": mapped.status, "transient": mapped.transient, "calls": mapped.calls, "lost": mapped.lost}
         return make(f"{self.name}: {mapped}", **told)  # type: ignore[arg-type]  # each as it was
 
-    def _left_out(self, request: SampleRequest) -> list[str]:
+    def _left_out(self, request: SampleRequest, secrets: tuple[str, ...]) -> list[str]:
         """What the draws went without because the model refused it."""
         refused = {name: why for traits in self.learned.values() for name, why in traits.refused.items()}
         wanted = self._values(request, 0)
-        secrets = secrets_in(self.model) if refused else ()
         return [
             f"{effect} ({redact(refused[name], secrets)[:300]})"
             for name, effect in _EFFECTS.items()
             if name in refused and name in wanted
         ]
+
+
+def _without(secrets: Sequence[str], made: Rollout) -> Rollout:
+    """``made`` without keys that the provider may quote back."""
+    shown = (made.text, made.finish_reason or "", made.response_id or "")
+    if not any(secret in text for secret in secrets for text in shown):
+        return made
+    text, reason, name = (redact(text, secrets) for text in shown)
+    same = text == made.text
+    return replace(
+        made,
+        text=text,
+        finish_reason=reason or None,
+        response_id=name or None,
+        tokens=made.tokens if same else None,
+        logprobs=made.logprobs if same else None,
+    )
 
 
 def _tagged(draw: int) -> RunnableConfig:

@@ -9,22 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import gc
 import json
 import os
-import threading
-import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from pydantic_core import from_json
 
+from rfx_agent._collector import collector_paused
+from rfx_agent._forks import Lock, in_child
 from rfx_agent.checks import MOST_SECONDS, number, whole
 from rfx_agent.errors import ConfigError, SamplerError, is_control_flow
-from rfx_agent.samplers.openai.provider_errors import map_error, spellings
+from rfx_agent.samplers.openai.held import Held
+from rfx_agent.samplers.openai.inherited import anew
+from rfx_agent.samplers.openai.provider_errors import map_error
 from rfx_agent.samplers.openai.reply import MalformedReplyError
+from rfx_agent.samplers.openai.secrets import in_url, of_client, spellings
 from rfx_agent.samplers.openai.transport import TALLY, Tally, http_client
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ __all__ = ["Ask", "Asking", "Clients", "Reply", "adrive", "drive", "model_name"]
 T = TypeVar("T")
 _MOST_THREADS = 16
 _KEY_LENGTH = 8  # shorter ones are placeholders such as "EMPTY", which an answer may hold
+_DIGITS = 400
 _LARGE = 64 * 2**10  # bytes of a body that takes more than about 1 ms to read
 
 
@@ -117,46 +120,9 @@ def _advanced(flow: Asking[T], got: Sequence[_Raw | Reply] | None) -> tuple[bool
 
 
 def _advanced_aside(flow: Asking[T], got: Sequence[_Raw | Reply] | None) -> tuple[bool, Any]:
-    """The same in a thread, without the garbage collector.
-
-    A table's tens of thousands of short-lived dicts would have it go through the whole process, which holds the
-    interpreter's lock, and so the event loop, for 100 ms and more.
-    """
-    with _collector_paused():
+    """The same in a thread, without the garbage collector: a table is tens of thousands of short-lived dicts."""
+    with collector_paused():
         return _advanced(flow, got)
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    with _PAUSES.lock:
-        _PAUSES.open += 1
-        if _PAUSES.open == 1 and gc.isenabled():
-            gc.disable()
-            _PAUSES.ours = True
-    try:
-        yield
-    finally:
-        with _PAUSES.lock:
-            _PAUSES.open -= 1
-            if not _PAUSES.open:
-                _PAUSES.end()
-
-
-@dataclass(slots=True)
-class _Pauses:
-    """How many threads read a table now, and whether it was us who switched the collector off."""
-
-    lock: Any = field(default_factory=threading.Lock)
-    open: int = 0
-    ours: bool = False
-
-    def end(self) -> None:
-        if self.ours:
-            self.ours = False
-            gc.enable()
-
-
-_PAUSES = _Pauses()
 
 
 def _send_all(asks: Sequence[Ask], most: int) -> list[Reply]:
@@ -184,7 +150,7 @@ async def _asend(ask: Ask, gate: contextlib.AbstractAsyncContextManager[Any]) ->
     async with gate:
         TALLY.set(tally := Tally())  # each runs as a task, in a context of its own
         try:
-            return _Raw.of(await ask.call(ask.clients.of_loop()), ask.clients, tally)
+            return _Raw.of(await ask.call(await ask.clients.of_loop()), ask.clients, tally)
         except Exception as error:  # noqa: BLE001  # the ports raise SamplerError only; see _failed
             return _failed(error, ask.clients, tally)
 
@@ -202,7 +168,7 @@ class _Raw:
     def of(cls, raw: Any, clients: Clients, tally: Tally) -> Self:
         calls = int(getattr(raw, "retries_taken", 0)) + 1
         # A client that was given counts nothing; then every retry may have been for an answer that was lost.
-        lost = tally.lost if tally.sent else calls - 1
+        lost = tally.lost if tally.tried else calls - 1
         return cls(raw.http_response.content, calls, lost, clients.secrets())
 
     def read(self) -> Reply:
@@ -221,13 +187,19 @@ def _decoded(body: bytes) -> Any:
     try:
         return from_json(body)  # half as long as ``json``, which holds the interpreter's lock all the time
     except ValueError:
-        return json.loads(body)  # and takes more, such as half of a surrogate pair
+        return json.loads(body, parse_int=_whole)  # and takes more, such as half of a surrogate pair
+
+
+def _whole(digits: str) -> int | float:
+    """A number of a body; infinite where Python refuses to read so many digits as an int."""
+    return int(digits) if len(digits) < _DIGITS else float(digits)
 
 
 def _failed(error: Exception, clients: Clients, tally: Tally) -> Reply:
     if is_control_flow(error) or isinstance(error, ConfigError):
         raise error
-    return Reply.failed(error, lost=tally.lost if tally.sent else None, known=clients.secrets())
+    calls, lost = (tally.sent, tally.lost) if tally.tried else (None, None)
+    return Reply.failed(error, calls=calls, lost=lost, known=clients.secrets())
 
 
 class Clients:
@@ -237,11 +209,11 @@ class Clients:
         name: of the backend, for messages.
         base_url: the server; by default ``OPENAI_BASE_URL``, else OpenAI itself.
         api_key: by default ``OPENAI_API_KEY``; a server given by URL is called with a placeholder without either.
-        timeout: seconds of silence, per attempt; a body may take as long again once it has begun.
+        timeout: seconds that the head of an answer may take, per attempt; a body may take as long again.
         max_retries: transport retries of the SDK.
         client: an ``openai.OpenAI`` to use instead; it is not closed here.
         async_client: an ``openai.AsyncOpenAI`` likewise.
-        http: given whether the client is async and how long a body may take, the HTTP client to make it with.
+        http: given whether the client is async, the HTTP client to make it with.
 
     Raises:
         ConfigError: a parameter that cannot work.
@@ -257,14 +229,15 @@ class Clients:
         max_retries: int,
         client: openai.OpenAI | None = None,
         async_client: openai.AsyncOpenAI | None = None,
-        http: Callable[[bool, float], Any] | None = None,
+        http: Callable[[bool], Any] | None = None,
     ) -> None:
         own = client is None and async_client is None
         if not own and (base_url is not None or api_key is not None):
             raise ConfigError(f"{name}: base_url or api_key was given beside a client; set them on the client itself")
         base_url = base_url or os.environ.get("OPENAI_BASE_URL") or None
         if base_url is not None and not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"{name}: base_url is {base_url!r}; give a URL such as 'http://127.0.0.1:8000/v1'")
+            # Not the value received: what is wrong with it may be where its password stands.
+            raise ConfigError(f"{name}: base_url is no http or https URL; give one such as 'http://127.0.0.1:8000/v1'")
         if own and base_url is None and not (api_key or os.environ.get("OPENAI_API_KEY")):
             raise ConfigError(
                 f"{name}: api_key is missing; give it, set OPENAI_API_KEY, or give the base_url of a server"
@@ -274,26 +247,27 @@ class Clients:
         self._api_key = api_key
         self._timeout = number(f"{name}: timeout", timeout, above=0, most=MOST_SECONDS)
         self._max_retries = whole(f"{name}: max_retries", max_retries)
-        self._http = http or (lambda asynchronous, seconds: http_client(asynchronous=asynchronous, seconds=seconds))
+        self._http = http or (lambda asynchronous: http_client(asynchronous=asynchronous))
         self._own = own
         self._client = client
         self._async_client = async_client
-        self._loops: dict[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-        _ALL.add(self)
+        self._held = Held(name, self._made)
+        self._lock = Lock()
+        self._used = False
+        self._inherited: tuple[Any, ...] = ()
+        in_child(Clients.forked, self)
 
     def secrets(self) -> tuple[str, ...]:
         """The keys that its requests carry, as a server may spell them."""
-        keys = {self._key()} if self._own else {getattr(c, "api_key", None) for c in (self._client, self._async_client)}
-        return tuple(one for key in keys if isinstance(key, str) for one in spellings(key, least=_KEY_LENGTH))
+        if self._own:
+            keys = (self._key() or "", *in_url(self.base_url or ""))
+        else:
+            keys = (*of_client(self._client), *of_client(self._async_client))
+        return tuple(one for key in dict.fromkeys(keys) for one in spellings(key, least=_KEY_LENGTH))
 
     def forked(self) -> None:
-        """Forget the connections that the parent of this process uses; they are not closed, because they are its."""
-        self._lock = threading.Lock()
-        self._loops = {}
-        if self._own:
-            self._client = None
+        """Know the clients that were given to the parent of this process: their connections are the parent's."""
+        self._inherited = (self._client, self._async_client)
 
     @property
     def sync_only(self) -> bool:
@@ -308,79 +282,60 @@ class Clients:
 
     def sync(self) -> openai.OpenAI:
         """The client of the sync side, for any number of threads."""
+        if self._own:
+            return self._held.sync()  # type: ignore[no-any-return]  # what _made makes
+        self._held.check_open()
+        if self._client is None:
+            raise ConfigError(f"{self.name}: sample() needs a client; give client=openai.OpenAI(...), or use asample()")
         with self._lock:
-            self._check_open()
-            if self._client is None:
-                if not self._own:
-                    raise ConfigError(
-                        f"{self.name}: sample() needs a client; give client=openai.OpenAI(...), or use asample()"
-                    )
-                import openai
-
-                self._client = openai.OpenAI(**self._settings(asynchronous=False))
+            self._client = self._mine(self._client)
             return self._client
 
-    def of_loop(self) -> openai.AsyncOpenAI:
+    async def of_loop(self) -> openai.AsyncOpenAI:
         """The async client for the running event loop. Each loop has its own: connections cannot be shared."""
+        if self._async_client is None:
+            return await self._held.aof_loop()  # type: ignore[no-any-return]  # what _made makes
+        self._held.check_open()
         with self._lock:
-            self._check_open()
-            if self._async_client is not None:
-                return self._async_client
-            for loop in [loop for loop in self._loops if loop.is_closed()]:
-                del self._loops[loop]
-            loop = asyncio.get_running_loop()
-            if loop not in self._loops:
-                import openai
-
-                self._loops[loop] = openai.AsyncOpenAI(**self._settings(asynchronous=True))
-            return self._loops[loop]
+            self._async_client = self._mine(self._async_client)
+            return self._async_client
 
     def close(self) -> None:
         """Close the connections; idempotent. Those of an event loop that still runs are closed with ``aclose``."""
-        with self._lock:
-            self._closed = True
-            client, self._client = self._client, None if self._own else self._client
-            self._loops.clear()
-        if self._own and client is not None:
-            client.close()
+        self._held.close()
 
     async def aclose(self) -> None:
         """The same, with the connections of the running event loop."""
-        with self._lock:
-            mine = self._loops.pop(asyncio.get_running_loop(), None)
-        self.close()
-        if mine is not None:
-            await mine.close()
+        await self._held.aclose()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SamplerError(f"{self.name!r} is closed; make a new one")
+    def _mine(self, client: Any) -> Any:
+        """``client``, or where it was given to the parent of this process, one like it."""
+        if client is not None and any(client is one for one in self._inherited):
+            client = anew(client, name=self.name, used=self._used)
+        self._used = True
+        return client
 
-    def _settings(self, *, asynchronous: bool) -> dict[str, Any]:
-        return {
-            "base_url": self.base_url,
-            "api_key": self._key() or "unused",
-            "timeout": self._timeout,
-            "max_retries": self._max_retries,
-            "http_client": self._http(asynchronous, self._timeout),
-        }
+    def _made(self, asynchronous: bool) -> openai.OpenAI | openai.AsyncOpenAI:
+        import openai
+
+        make: Any = openai.AsyncOpenAI if asynchronous else openai.OpenAI
+        made = make(
+            base_url=self.base_url,
+            api_key=self._key() or "unused",
+            timeout=self._timeout,
+            max_retries=self._max_retries,
+            http_client=self._http(asynchronous),
+        )
+        return _warm(made)  # type: ignore[no-any-return]  # either
 
     def _key(self) -> str | None:
         return self._api_key or os.environ.get("OPENAI_API_KEY")
 
 
-_ALL: weakref.WeakSet[Clients] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    _PAUSES.lock, _PAUSES.open = threading.Lock(), 0  # the threads that read are the parent's
-    _PAUSES.end()
-    for clients in list(_ALL):
-        clients.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+def _warm(client: Any) -> Any:
+    """``client``, with all that the SDK makes at its first request, behind locks that a fork does not wait for."""
+    _ = client.chat.completions.with_raw_response, client.default_headers
+    return client
 
 
 def model_name(model: Any) -> str:

@@ -20,7 +20,17 @@ from rfx_agent.samplers.openai.reply import (
     to_rollout,
 )
 from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
-from rfx_agent.samplers.usage import MOST_READ, MOST_UNSEEN, believed, count, estimate_tokens, has_pictures, hidden
+from rfx_agent.samplers.usage import (
+    LOST,
+    MOST_READ,
+    MOST_UNSEEN,
+    believed,
+    count,
+    estimate_tokens,
+    has_pictures,
+    hidden,
+    of_lost,
+)
 
 __all__ = ["Traits", "sample_flow"]
 
@@ -31,9 +41,6 @@ _EFFECTS = {
     "temperature": "drawn at the server's own temperature",
     "seed": "drawn without a seed",
 }
-
-
-_LOST = "an answer was lost on its way: it is charged as if it had used its whole cap"
 
 
 @dataclass(slots=True)
@@ -159,9 +166,8 @@ class _Harvest:
         self.calls += reply.calls
         self.lost += reply.lost * len(draws)
         if reply.lost:
-            prompt = estimate_tokens(self.asked)
-            self.usage += Usage(prompt * reply.lost, self.request.max_tokens * len(draws) * reply.lost)
-            self.notes[_LOST] += reply.lost
+            self.usage += of_lost(self.request, reply.lost, draws=len(draws))
+            self.notes[LOST] += reply.lost
 
     def take(self, draws: range, reply: Reply) -> range:
         """Keep what ``reply`` holds for ``draws``; returns the draws that it is short of."""
@@ -205,6 +211,7 @@ class _Harvest:
                 prefix=request.prefix or "",
                 temperature=None if "temperature" in traits.refused else request.temperature,
                 usage=Usage(prompt, tokens, reply.calls) if first else Usage(0, tokens),
+                cap=request.max_tokens,
                 want=_asks_logprobs(request, traits) and "logprobs" not in traits.refused,
             )
             self.rollouts.append((draw, rollout))

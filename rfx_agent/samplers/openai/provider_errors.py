@@ -6,18 +6,17 @@ SDK) is mapped by its nearest listed base, and a test fails until it is listed.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias
-from urllib.parse import quote
 
-from rfx_agent.errors import SamplerError, SamplerTimeout
-from rfx_agent.fence import visible
+from rfx_agent.errors import SamplerError, SamplerTimeout, may_have_worked
+from rfx_agent.fence import one_line
+from rfx_agent.samplers.openai.secrets import in_headers, in_url, redact, spellings
 
-__all__ = ["causes", "map_error", "redact", "spellings", "words_of"]
+__all__ = ["causes", "map_error", "status_of", "tries", "words_of"]
 
 _Kind: TypeAlias = Literal["timeout", "transient", "permanent", "status"]
 
@@ -61,15 +60,23 @@ _KINDS: dict[str, _Kind] = {
     # The standard library's.
     "TimeoutError": "timeout",
     "ConnectionError": "transient",
+    # Of Amazon's, aiohttp's and Google's, which carry no request.
+    "ConnectionClosedError": "transient",
+    "ServerDisconnectedError": "transient",
+    "ClientPayloadError": "transient",
+    "ClientOSError": "transient",
+    "DeadlineExceeded": "timeout",
 }
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
 # A quota that is used up is a 429 that no waiting mends.
 _PERMANENT_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 # No connection was made: this request did not reach the server.
-_UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL"})
-_KEY_HEADERS = ("authorization", "api-key", "x-api-key")
-_KEY = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]{4,}|\bsk-[\w-]{8,}")
+_UNSENT = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "InvalidURL", "gaierror"}
+    | {"ConnectTimeoutError", "EndpointConnectionError", "ConnectionRefusedError", "ClientConnectorError"}
+)
 _LIMIT = 300
+_READ = 16_000  # characters of an error that are read
 _DEPTH = 5  # of an error's envelope
 _SAYS = (
     "message",
@@ -95,6 +102,7 @@ def map_error(error: BaseException, known: tuple[str, ...] = ()) -> SamplerError
     The message carries the provider's own, shortened and without keys; a key that the provider echoed is also
     taken out of ``error``, which a traceback would print. ``calls`` counts requests with their transport
     retries. The last is left out where it could not connect; of those before it nobody can tell, and they count.
+    ``lost`` is None where a connection broke and the error does not say whether a request had left.
     """
     if isinstance(error, SamplerError):
         return error
@@ -102,21 +110,55 @@ def map_error(error: BaseException, known: tuple[str, ...] = ()) -> SamplerError
     words = redact(words_of(getattr(error, "body", None)), secrets)
     for one in causes(error):
         _scrub(one, secrets)
-    status = getattr(error, "status_code", None)
-    status = status if isinstance(status, int) else None
+    status = status_of(error)
     kind = _kind(error)
     transient = kind in ("timeout", "transient")
     if kind == "status":
         code = getattr(error, "code", None)
         transient = (status is None or status in _TRANSIENT_STATUS or status >= 500) and code not in _PERMANENT_CODES
-    said = redact(str(error) or "no message", secrets)
+    said = redact(str(error)[:_READ] or "no message", secrets)
     if words and words not in said:
         said = f"{said}: {words}"
     cause = f": {type(error.__cause__).__name__}" if error.__cause__ is not None else ""
-    message = f"{type(error).__name__}: {visible(said[: 2 * _LIMIT])[:_LIMIT]}{cause}"
+    message = f"{type(error).__name__}: {one_line(said, _LIMIT)}{cause}"
     make = SamplerTimeout if kind == "timeout" else SamplerError
+    calls, lost = tries(error)
+    return make(message, status=status, transient=transient, calls=calls, lost=lost)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status that an SDK's error, or what it came from, carries; None where there was none.
+
+    Known are OpenAI's, Anthropic's, Ollama's, Google's and Amazon's.
+    """
+    one: BaseException | None = error
+    for _ in range(_DEPTH):
+        if one is None:
+            return None
+        response = getattr(one, "response", None)
+        told = response.get("ResponseMetadata") if isinstance(response, Mapping) else None
+        found = (
+            getattr(one, "status_code", None),
+            getattr(response, "status_code", None),
+            told.get("HTTPStatusCode") if isinstance(told, Mapping) else None,
+            getattr(one, "status", None),
+            getattr(one, "code", None),
+        )
+        status = next((x for x in found if type(x) is int and 100 <= x < 600), None)
+        if status is not None:
+            return status
+        one = one.__cause__
+    return None
+
+
+def tries(error: BaseException) -> tuple[int, int | None]:
+    """Requests of a call that failed, and how many of them may have been worked on; None where nothing tells."""
+    if isinstance(error, SamplerError):
+        return error.calls, error.lost
     calls = _calls(error)
-    return make(message, status=status, transient=transient, calls=calls, lost=calls if status is None else 0)
+    if not may_have_worked(status_of(error)):
+        return calls, 0
+    return calls, calls if calls or _unsent(error) else None
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -126,13 +168,6 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
-
-
-def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """``text`` without ``secrets`` and without what looks like an API key or a bearer token."""
-    for secret in secrets:
-        text = text.replace(secret, "[key]")
-    return _KEY.sub("[key]", text)
 
 
 def words_of(body: Any, depth: int = 0) -> str:
@@ -163,17 +198,6 @@ def words_of(body: Any, depth: int = 0) -> str:
     return f"{said}: {quoted}"[:_LIMIT] if quoted and quoted not in said else said
 
 
-def spellings(key: str, *, least: int) -> tuple[str, ...]:
-    """``key`` as it may stand in a text: as it is, in JSON, in a URL, in base64. None of a key below ``least``."""
-    if len(key) < least:
-        return ()
-    coded = base64.b64encode(key.encode(errors="replace")).decode().rstrip("=")
-    in_json = json.dumps(key)[1:-1]
-    points = "".join(f"\\u{ord(c):04x}" for c in key)
-    urls = (quote(key, safe=""), quote(quote(key, safe=""), safe=""))
-    return tuple(dict.fromkeys((key, in_json, in_json.replace("/", "\\/"), points, *urls, coded)))
-
-
 def _kind(error: BaseException) -> _Kind:
     for base in type(error).__mro__:
         kind = _KINDS.get(base.__name__)
@@ -193,14 +217,14 @@ def _request(error: BaseException) -> Any:
 
 def _secrets(error: BaseException) -> tuple[str, ...]:
     """Keys that were sent with the failed request: the provider may quote them back."""
-    headers = getattr(_request(error), "headers", None) or {}
-    values = (headers.get(name) for name in _KEY_HEADERS)
-    keys = (value.split(" ")[-1] for value in values if value)
+    request = _request(error)
+    keys = (*in_headers(getattr(request, "headers", None)), *in_url(str(getattr(request, "url", ""))))
     return tuple(one for key in keys for one in spellings(key, least=4))
 
 
 def _scrub(error: BaseException, secrets: tuple[str, ...]) -> None:
-    if not any(secret in f"{error} {error!r} {vars(error)}" for secret in secrets):
+    text = f"{error} {error!r} {vars(error)}"
+    if not any(secret in text for secret in secrets):
         return
     error.args = tuple(redact(str(arg), secrets) if _holds(arg, secrets) else arg for arg in error.args)
     for name, value in vars(error).items():
@@ -210,8 +234,10 @@ def _scrub(error: BaseException, secrets: tuple[str, ...]) -> None:
 
 
 def _holds(value: object, secrets: tuple[str, ...]) -> bool:
-    plain = isinstance(value, (str, bytes, dict, list, tuple))
-    return plain and any(secret in str(value) for secret in secrets)
+    if not isinstance(value, (str, bytes, dict, list, tuple)):
+        return False
+    text = str(value)
+    return any(secret in text for secret in secrets)
 
 
 def _calls(error: BaseException) -> int:
@@ -221,5 +247,8 @@ def _calls(error: BaseException) -> int:
         return 0
     count = (getattr(request, "headers", None) or {}).get("x-stainless-retry-count", "0")
     before = int(count) if str(count).isdigit() else 0
-    unsent = any(type(x).__name__ in _UNSENT for x in causes(error))  # LangChain puts errors of its own around
-    return before if unsent else before + 1
+    return before if _unsent(error) else before + 1
+
+
+def _unsent(error: BaseException) -> bool:
+    return any(type(x).__name__ in _UNSENT for x in causes(error))  # LangChain puts errors of its own around

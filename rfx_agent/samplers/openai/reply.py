@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from rfx_agent.fence import visible
+from rfx_agent.fence import one_line
 from rfx_agent.records import Rollout, Usage
 from rfx_agent.samplers.openai.rows import covered, read_ids, read_table
-from rfx_agent.samplers.usage import estimate_tokens
+from rfx_agent.samplers.usage import ending, estimate_tokens
 
 __all__ = [
     "Choice",
@@ -120,12 +120,13 @@ def _read(choice: Any, at: int, prefix: str, prompt_ids: tuple[int, ...] | None)
 
 def _clipped(value: Any) -> str | None:
     """A name that a server gives; None where it is no text."""
-    return visible(value[:_MOST_NAME], keep="") if isinstance(value, str) else None
+    return one_line(value, _MOST_NAME) if isinstance(value, str) else None
 
 
 def _text(content: Any) -> str:
     if isinstance(content, list):  # parts, as some servers answer
-        return "".join(_text(part.get("text")) for part in content if isinstance(part, Mapping))
+        texts = (part.get("text") if isinstance(part, Mapping) else part for part in content)
+        return "".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""
 
 
@@ -170,7 +171,7 @@ def _is_of_one(choices: Sequence[Choice], reported: int, max_tokens: int) -> boo
 
 
 def to_rollout(
-    choice: Choice, *, response_id: Any, prefix: str, temperature: float | None, usage: Usage, want: bool
+    choice: Choice, *, response_id: Any, prefix: str, temperature: float | None, usage: Usage, cap: int, want: bool
 ) -> tuple[Rollout, str]:
     """The choice as a rollout, and a note where log-probabilities that were wanted cannot be used.
 
@@ -185,7 +186,7 @@ def to_rollout(
         text=prefix + choice.text,
         response_id=f"{name}:{choice.index}" if name else None,
         temperature=temperature,
-        finish_reason=choice.finish_reason,
+        finish_reason=ending(choice.finish_reason, choice.text, usage.completion_tokens, cap),
         usage=usage,
         prompt_ids=choice.prompt_ids,
         tokens=tokens,

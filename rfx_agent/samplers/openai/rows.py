@@ -43,6 +43,9 @@ def read_table(
     if entries is None:
         # Nothing written, nothing missing: an empty completion has no position to report.
         return None, None, "log-probabilities are missing" if text or known else ""
+    size = len(text.encode(errors="replace"))
+    if known is None and len(entries) > size + _ENDING:  # a token is a byte at least
+        return None, None, f"log-probabilities have {len(entries)} positions for a text of {size} bytes"
     tokens = _all([_text(entry) for entry in entries])
     if known is not None and (note := _disagreement(entries, known)):
         return tokens, None, note
@@ -120,7 +123,7 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> TopLogprobs:
         top = entry.get("top_logprobs")
         if not top:
             raise FeatureError("log-probabilities came without alternatives", position=position)
-        if not isinstance(top, list) or not all(isinstance(o, Mapping) and "token" in o for o in top):
+        if not isinstance(top, list) or not all(isinstance(o, Mapping) and o.get("token") is not None for o in top):
             raise FeatureError("alternatives are of an unknown shape", position=position)
     ids = all(_id(entry) is not None and all(_id(o) is not None for o in entry["top_logprobs"]) for entry in entries)
     taken: list[Any] = [_id(entry) if ids else _name(entry) for entry in entries]

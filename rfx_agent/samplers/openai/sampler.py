@@ -43,12 +43,12 @@ class OpenAISampler(AsyncClosing, Sampler):
         api_key: by default ``OPENAI_API_KEY``. Without either, a server given by URL is called with a
             placeholder.
         client: an ``openai.OpenAI`` to use instead; it keeps its own URL, key, timeout and retries, and is
-            not closed here. Without ``async_client``, ``asample`` then runs it in a thread.
+            not closed here. Without ``async_client``, ``asample`` then runs it in a thread. Made with
+            ``http_client=rfx_agent.samplers.http_client()``, it follows no redirect and is bounded as here.
         async_client: an ``openai.AsyncOpenAI`` likewise, for ``asample``; it must be used from one event loop
             only.
         top_logprobs: alternatives asked per token, 0 to 100 (OpenAI's limit is 20), or None to ask for none.
-        timeout: seconds that the server may stay silent, per attempt; a body may take as long again once it has
-            begun, and 64 MiB.
+        timeout: seconds that the head of an answer may take, per attempt; a body may take as long again, and 64 MiB.
         max_retries: transport retries of the SDK after a transient failure; each counts in ``Usage.calls``. The SDK
             waits before each as the server's ``Retry-After`` says, up to 120 s, and else 0.5 to 8 s; where the
             server wants more than 120 s it does not retry.
@@ -100,7 +100,7 @@ class OpenAISampler(AsyncClosing, Sampler):
             max_retries=max_retries,
             client=client,
             async_client=async_client,
-            http=lambda asynchronous, seconds: self._http_client(asynchronous=asynchronous, seconds=seconds),
+            http=lambda asynchronous: self._http_client(asynchronous=asynchronous),
         )
         if top_logprobs is not None:
             whole(f"{name}: top_logprobs", top_logprobs, most=100)
@@ -167,6 +167,6 @@ class OpenAISampler(AsyncClosing, Sampler):
         extra = {**self._extra_body, **(self._prefix_body if request.prefix else {})}
         return sample_flow(request, clients=self._clients, model=self.model, extra_body=extra, traits=self._traits)
 
-    def _http_client(self, *, asynchronous: bool, seconds: float) -> Any:
+    def _http_client(self, *, asynchronous: bool) -> Any:
         """The SDK's HTTP client, for a subclass to change."""
-        return http_client(asynchronous=asynchronous, seconds=seconds)
+        return http_client(asynchronous=asynchronous)

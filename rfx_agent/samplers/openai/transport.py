@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -10,11 +11,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from rfx_agent._http import tls_context
+from rfx_agent.errors import may_have_worked
 from rfx_agent.samplers.openai.reply import MalformedReplyError
 
 __all__ = ["TALLY", "Tally", "http_client"]
 
 _MOST_BYTES = 64 * 2**20  # a table of 8 draws of 4,096 tokens with 20 alternatives has 25 MiB
+_MOST_OF_ERROR = 64 * 2**10  # the rest of what an error says is not read
 _INFLATES = ("gzip", "deflate")
 
 
@@ -23,12 +27,16 @@ class Tally:
     """The tries of one request.
 
     Attributes:
-        sent: tries whose request left.
+        tried: tries; above 0 only where the client counts them.
+        sent: of these, the ones whose request left.
         answered: of these, the ones that came back whole, or with a status that says that no work was done.
+        whole: of these, the ones that came back whole.
     """
 
+    tried: int = 0
     sent: int = 0
     answered: int = 0
+    whole: int = 0
 
     @property
     def lost(self) -> int:
@@ -42,27 +50,36 @@ TALLY: ContextVar[Tally | None] = ContextVar("rfx_agent_tally", default=None)
 
 def http_client(
     *,
-    asynchronous: bool,
-    seconds: float,
+    asynchronous: bool = False,
     trust_env: bool = True,
     before: Callable[[], None] | None = None,
     connected: Callable[[Any], None] | None = None,
 ) -> Any:
-    """An HTTP client for the SDK, of its own defaults but for what this module is about.
+    """An HTTP client for OpenAI's SDK, or for what is built on it, that a server cannot hold or flood.
+
+    It follows no redirect. The head of an answer and its body may each take as long as the request's time limit, and a
+    body 64 MiB. ``ChatModelSampler`` charges the tries that it lost. Beyond that it is as the SDK's own.
 
     Args:
-        asynchronous: for ``AsyncOpenAI``.
-        seconds: that a body may take, once it has begun.
-        trust_env: whether the environment's proxies are used.
+        asynchronous: for ``AsyncOpenAI``; such a client serves one event loop.
+        trust_env: whether the environment's proxies are used; through one, the time of a head is not bounded.
         before: called before each try; what it raises ends the request.
         connected: told of each connection that is made, by its socket.
+
+    Example:
+        >>> import openai
+        >>> client = openai.OpenAI(api_key="...", http_client=http_client())
     """
     import openai
+
+    from rfx_agent._network import transport
 
     def request(sent: Any) -> Callable[[str, Mapping[str, Any]], None]:
         if before is not None:
             before()
         tally = TALLY.get()
+        if tally is not None:
+            tally.tried += 1
 
         def seen(event: str, info: Mapping[str, Any]) -> None:
             if event == "connection.connect_tcp.complete" and connected is not None:
@@ -71,18 +88,23 @@ def http_client(
                 tally.sent += 1
 
         sent.headers["accept-encoding"] = ", ".join(_INFLATES)
+        # The client logs its URL: what may be a key goes beside it, as the target of the request's first line.
+        sent.extensions["target"] = sent.url.raw_path
+        sent.url = sent.url.copy_with(query=None, userinfo=b"")
         return seen
 
     def response(got: Any) -> None:
         tally = TALLY.get()
         if not got.is_success:
-            if tally is not None:
+            if tally is not None and not may_have_worked(got.status_code):
                 tally.answered += 1
             tally = None
         inflates = (got.headers.pop("content-encoding", None) or "identity").strip().lower()
         if inflates not in (*_INFLATES, "identity"):
             raise MalformedReplyError(f"the body is compressed by {inflates[:40]!r}, which nobody asked for")
-        got.stream = _bounded()(got.stream, _Bound(seconds, inflates != "identity", tally))
+        seconds = got.request.extensions.get("timeout", {}).get("read")
+        bound = _Bound(seconds, inflates != "identity", tally, error=not got.is_success)
+        got.stream = _bounded()(got.stream, bound)
 
     def on_request(sent: Any) -> None:
         sent.extensions["trace"] = request(sent)
@@ -104,14 +126,23 @@ def http_client(
         if asynchronous
         else {"request": [on_request], "response": [response]}
     )
-    return make(trust_env=trust_env, follow_redirects=False, event_hooks=hooks)
+    inner = transport(asynchronous=asynchronous, trust_env=trust_env)
+    more = {"verify": tls_context(trust_env=trust_env)} if inner is None else {"transport": inner}
+    return make(trust_env=trust_env, follow_redirects=False, event_hooks=hooks, **more)
 
 
 class _Bound:
-    """How much of a body has come, and until when more may come."""
+    """How much of a body has come, and until when more may come.
 
-    def __init__(self, seconds: float, inflates: bool, tally: Tally | None) -> None:
-        self._until, self._seconds, self._tally = time.monotonic() + seconds, seconds, tally
+    Attributes:
+        full: whether no more of it is read.
+    """
+
+    def __init__(self, seconds: float | None, inflates: bool, tally: Tally | None, *, error: bool) -> None:
+        self.full = False
+        self._error = error
+        self._seconds, self._tally = math.inf if seconds is None else seconds, tally
+        self._until = time.monotonic() + self._seconds
         self._size = 0
         # 32: gzip or zlib, by its header.
         self._inflate = zlib.decompressobj(32 + zlib.MAX_WBITS) if inflates else None
@@ -122,21 +153,23 @@ class _Bound:
 
         if time.monotonic() > self._until:
             raise httpx2.ReadTimeout(f"the body took longer than {self._seconds:g} s")
-        room = _MOST_BYTES - self._size
+        room = (_MOST_OF_ERROR if self._error else _MOST_BYTES) - self._size
         if self._inflate is not None:
             try:
                 chunk = self._inflate.decompress(chunk, room + 1)
             except zlib.error as error:
                 raise MalformedReplyError(f"the body is not what it is compressed as: {error}") from error
         self._size += len(chunk)
-        if self._size > _MOST_BYTES:
+        if len(chunk) > room and not self._error:
             raise MalformedReplyError(f"the body is larger than {_MOST_BYTES // 2**20} MiB")
-        return chunk
+        self.full = len(chunk) > room
+        return chunk[:room]
 
     def end(self) -> None:
         """The body is whole."""
         if self._tally is not None:
             self._tally.answered += 1
+            self._tally.whole += 1
 
 
 @cache
@@ -151,11 +184,15 @@ def _bounded() -> Any:
         def __iter__(self) -> Iterator[bytes]:
             for chunk in self._stream:
                 yield self._bound.take(chunk)
+                if self._bound.full:
+                    break
             self._bound.end()
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             async for chunk in self._stream:
                 yield self._bound.take(chunk)
+                if self._bound.full:
+                    break
             self._bound.end()
 
         def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from rfx_agent.errors import ConfigError, SamplerError, WeightsError
 from rfx_agent.records import Message
 from rfx_agent.samplers.transformers.gguf import file_sha256, unpacked
 from rfx_agent.samplers.transformers.libs import library, quiet
-from rfx_agent.samplers.transformers.source import folder_sha256, resolve
+from rfx_agent.samplers.transformers.source import folder_sha256, resolve, weight_files
 from rfx_agent.samplers.transformers.tokens import pieces, stop_ids_of
-from rfx_agent.samplers.weights.cache import fetch, weights_path
+from rfx_agent.samplers.weights.cache import fetched, weights_path
 from rfx_agent.samplers.weights.known import QWEN_CODER_0_5B, Weights
+from rfx_agent.samplers.weights.pinned import Mark, Pinned, mark_of, pin, unchanged
 from rfx_agent.samplers.weights.sources import Progress
 
 __all__ = ["CausalModel", "check_model"]
@@ -86,6 +87,7 @@ class CausalModel:
         self._loading = threading.RLock()  # not ``lock``: text is read and written while the model computes
         self._digest: str | None = source.sha256 if isinstance(source, Weights) else None
         self._folder: str | None = None
+        self._marks: dict[Path, Mark] = {}  # of the files that were hashed or first read
         self._tokenizer: Any = None
         self._module: Any = None
         self._stop_ids: frozenset[int] | None = None
@@ -126,8 +128,11 @@ class CausalModel:
         with self._loading:
             if self._digest is None:
                 source = self._source
-                if isinstance(source, Path):
-                    self._digest = folder_sha256(source) if source.is_dir() else file_sha256(source)
+                if isinstance(source, Path) and source.is_dir():
+                    self._digest, marks = folder_sha256(source)
+                    self._seen(marks)
+                elif isinstance(source, Path):
+                    self._digest = file_sha256(source)
                 else:
                     config = self._load(library("transformers").AutoConfig)
                     self._digest = str(getattr(config, "_commit_hash", None) or "unknown")
@@ -229,25 +234,42 @@ class CausalModel:
             else:
                 # Any record: only the cache's root is asked for.
                 root = weights_path(QWEN_CODER_0_5B, cache_dir=self._cache_dir).parent.parent
-                self._folder = str(unpacked(root, self.digest, self._file))
+                folder, self._marks = unpacked(root, self.digest, self._file)
+                self._folder = str(folder)
         return self._folder
 
-    def _file(self) -> Path:
+    def _file(self) -> Pinned | None:
         if isinstance(self._source, Weights):
-            return fetch(self._source, cache_dir=self._cache_dir, progress=self._progress)
-        return Path(self._source)
+            return fetched(self._source, cache_dir=self._cache_dir, progress=self._progress)
+        try:
+            return pin(Path(self._source), self.digest)
+        except OSError as error:
+            raise WeightsError(
+                f"weights {self._source} cannot be read: {error.strerror}; give a model's file"
+            ) from error
+
+    def _seen(self, marks: Mapping[Path, Mark] | None = None) -> None:
+        """Hold ``marks``, by default today's, against those that the files had when they were hashed or first read."""
+        if marks is None and isinstance(self._source, Path) and self._source.is_dir():
+            marks = {file: mark_of(file.stat()) for file in weight_files(self._source)}
+        for file, mark in (marks or {}).items():
+            self._marks.setdefault(file, mark)
+        unchanged(self._marks)
 
     def _load(self, loader: Any, **given: Any) -> Any:
         folder = self._prepare()
+        self._seen()
         try:
             with quiet():
-                return loader.from_pretrained(folder, **given)
+                made = loader.from_pretrained(folder, **given)
         # Readers of files that others wrote raise whatever these lead them to.
         except Exception as error:
             raise WeightsError(
                 f"{self.name}: transformers could not load {folder}: {error}; check that it is a causal language "
                 "model in a format that transformers reads"
             ) from error
+        self._seen()
+        return made
 
 
 def check_model(who: str, model: Any) -> CausalModel:

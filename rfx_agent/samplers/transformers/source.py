@@ -7,11 +7,12 @@ import re
 from pathlib import Path
 
 from rfx_agent.errors import ConfigError, WeightsError
-from rfx_agent.samplers.transformers.gguf import file_sha256
+from rfx_agent.samplers.transformers.gguf import marked_sha256
 from rfx_agent.samplers.weights.cache import check_gguf
 from rfx_agent.samplers.weights.known import WEIGHTS, Weights
+from rfx_agent.samplers.weights.pinned import Mark
 
-__all__ = ["folder_sha256", "resolve"]
+__all__ = ["folder_sha256", "resolve", "weight_files"]
 
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
@@ -39,7 +40,13 @@ def resolve(weights: str | Path | Weights) -> Weights | Path | str:
     return str(weights)
 
 
-def folder_sha256(folder: Path) -> str:
-    files = sorted(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern))
-    lines = [f"{file.name} {file_sha256(file)}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model directory that hold its weights."""
+    return sorted(file for pattern in _WEIGHT_FILES for file in folder.glob(pattern))
+
+
+def folder_sha256(folder: Path) -> tuple[str, dict[Path, Mark]]:
+    """SHA-256 over those of a model directory's weight files, and the marks that these had before they were read."""
+    found = {file: marked_sha256(file) for file in weight_files(folder)}
+    lines = [f"{file.name} {sha256}\n" for file, (sha256, _) in found.items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest(), {file: mark for file, (_, mark) in found.items()}

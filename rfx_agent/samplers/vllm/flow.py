@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from rfx_agent._forks import Lock
 from rfx_agent.errors import FeatureError, RfxError, SamplerError
 from rfx_agent.evidence.tables import TopLogprobs
 from rfx_agent.records import Rollout, ScoreResult, Step, Usage
 from rfx_agent.samplers.openai.clients import Ask, Asking
+from rfx_agent.samplers.usage import LOST
 from rfx_agent.samplers.vllm.pieces import Piece, find_pieces, said, verify
 from rfx_agent.samplers.vllm.rows import by_index, read_scores
 from rfx_agent.samplers.vllm.tokens import Encode, VLLMTokens, compare, post
@@ -33,7 +34,7 @@ class Kept:
     def __init__(self, most: int) -> None:
         self._most = most
         self._tables: OrderedDict[bytes, TopLogprobs] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def get(self, digest: bytes) -> TopLogprobs | None:
         with self._lock:
@@ -101,7 +102,7 @@ def score_flow(scoring: Scoring, step: Step, rollouts: Sequence[Rollout]) -> Ask
     try:
         yield from run.counted(run.steps(step))
     except SamplerError as error:
-        error.calls = run.usage.calls
+        error.calls, error.lost = run.usage.calls, run.tries
         raise
     return ScoreResult(tuple(map(run.tables.get, range(len(rollouts)))), run.usage, tuple(run.notes))
 
@@ -116,6 +117,7 @@ class _Run:
     lost: dict[int, SamplerError] = field(default_factory=dict)
     usage: Usage = Usage()
     notes: list[str] = field(default_factory=list)
+    tries: int = 0  # that were lost, of the request that lost most
 
     def counted(self, flow: Asking[None]) -> Asking[None]:
         """``flow``, with its requests counted and none sent where it asks for none."""
@@ -164,6 +166,11 @@ class _Run:
             wave = [queue.popleft() for _ in range(min(scoring.concurrency, len(queue)))]
             replies = yield [scoring.request([group[0] for _, group in part]) for part in wave]
             for part, reply in zip(wave, replies, strict=True):
+                if reply.lost:
+                    read, written = _sent(part)
+                    self.usage += Usage(read * reply.lost, written * reply.lost)
+                    self.tries = max(self.tries, reply.lost)
+                    self.notes += [LOST] if LOST not in self.notes else []
                 if reply.error is None:
                     self._take(part, reply.data)
                 elif reply.error.status in _REFUSED and len(part) > 1:
@@ -187,8 +194,8 @@ class _Run:
                     self.tables[piece.rollout] = table
                     self.scoring.kept.put(digest, table)
         counts = data.get("usage") if isinstance(data, Mapping) else None
-        sent = sum(len(group[0].ids) for _, group in part)
-        self.usage += Usage(_count(counts, "prompt_tokens", sent), _count(counts, "completion_tokens", len(part)))
+        read, written = _sent(part)
+        self.usage += Usage(_count(counts, "prompt_tokens", read), _count(counts, "completion_tokens", written))
 
     def _lose_all(self, part: Part, error: SamplerError) -> None:
         for _, group in part:
@@ -212,6 +219,12 @@ def _of(table: TopLogprobs, piece: Piece) -> TopLogprobs:
     return TopLogprobs(table.ids, table.logprobs, table.taken, rollout=piece.rollout)
 
 
-def _count(counts: Any, key: str, otherwise: int) -> int:
+def _sent(part: Part) -> tuple[int, int]:
+    """Tokens that a request has the server read and write: they are known, because ids were sent."""
+    return sum(len(group[0].ids) for _, group in part), len(part)
+
+
+def _count(counts: Any, key: str, sent: int) -> int:
+    """What the server counted, as far as it can be true."""
     value = counts.get(key) if isinstance(counts, Mapping) else None
-    return value if type(value) is int and value >= 0 else otherwise
+    return value if type(value) is int and 0 <= value <= sent else sent

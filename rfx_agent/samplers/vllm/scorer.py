@@ -43,7 +43,7 @@ class VLLMScorer(AsyncClosing, Scorer):
             100 fewer of the specialist's tokens are absent, each of which counts 1000 / T nats in the divergence.
         batch: most rollouts in one request.
         concurrency: most requests at once.
-        timeout: seconds that the server may stay silent, per attempt.
+        timeout: seconds that the head of an answer may take, per attempt; a body may take as long again, and 64 MiB.
         max_retries: transport retries after a transient failure; each counts in ``Usage.calls``.
         keep: tables kept, 0 for none; one of 500 positions with 100 entries takes 0.8 MB.
         name: for records and messages; by default the model's.
@@ -137,7 +137,7 @@ def vllm_sampler(
         api_key: by default ``OPENAI_API_KEY``, else a placeholder.
         top_k: entries per row, 2 to 100. The server must allow it: vLLM's ``--max-logprobs`` is 20 by default. vLLM
             lists the taken token in place of the last entry where it is not among them; such a row has one less.
-        timeout: seconds that the server may stay silent, per attempt.
+        timeout: seconds that the head of an answer may take, per attempt; a body may take as long again, and 64 MiB.
         max_retries: transport retries after a transient failure.
         extra_body: further fields of every body, such as ``{"top_p": 0.95}``.
         name: for records and messages; by default the model's.

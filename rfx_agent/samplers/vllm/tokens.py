@@ -39,7 +39,7 @@ class VLLMTokens(Closing):
         model: the model's name on the server.
         base_url: the server, ``/v1`` included.
         api_key: by default ``OPENAI_API_KEY``, else a placeholder.
-        timeout: seconds that the server may stay silent, per attempt.
+        timeout: seconds that the head of an answer may take, per attempt; a body may take as long again, and 64 MiB.
         max_retries: transport retries after a transient failure.
 
     Raises:

