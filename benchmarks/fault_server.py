@@ -24,104 +24,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote
 
-__all__ = ["BAD_WORDS", "FAULTS", "Billed", "FaultServer", "spelled_keys", "sum_in", "tokens_of"]
+from benchmarks.fault_kinds import ALL_LOST, BODIES, FAULTS, HTML, JSON, RAW, STATUSES, TRANSPORT
 
+__all__ = ["BAD_WORDS", "FAULTS", "OWN_CLIENT", "Billed", "FaultServer", "spelled_keys", "sum_in", "tokens_of"]
+
+OWN_CLIENT = "x-own-client"  # a header of requests that do not come by a client of rfx_agent
 BAD_WORDS = ("mishap", "elsewhere")  # in every error's text, and in every answer that is not the server's own
 _MOST_SILENT = 12.0  # seconds until the server itself gives up a client that waits
 _ASKED = re.compile(r"ticket ([a-z]{12}): what is (\d+) plus (\d+)\?", re.IGNORECASE)
 _TOKENS = re.compile(r"[A-Za-z]{1,6}|\d{1,3}|[^\sA-Za-z\d]")
 _PER_MESSAGE, _PER_PROMPT = 4, 3  # tokens of the chat template
-_JSON = "application/json"
-
-STATUSES: dict[str, tuple[int, dict[str, str], bool]] = {  # status, headers, whether the server had worked
-    "429_retry_after": (429, {"retry-after": "0.05"}, False),
-    "429_bare": (429, {}, False),
-    "429_far": (429, {"retry-after": "3600"}, False),
-    "500_before_work": (500, {}, False),
-    "500_after_work": (500, {}, True),
-    "502_html": (502, {}, True),
-    "503": (503, {"retry-after": "0"}, False),
-    "504_after_work": (504, {}, True),
-    "400": (400, {}, False),
-    "401_key_echo": (401, {}, False),
-    "413": (413, {}, False),
-    "redirect": (307, {}, False),
-}
-_HTML = "<html><head><title>{0}</title></head><body>a mishap of the gateway: {0}</body></html>"
-
-
-def _usage(**claims: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda good: {**good, "usage": {**good["usage"], **claims}}
-
-
-def _choice(**fields: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda good: {**good, "choices": [{**one, **fields} for one in good["choices"]]}
-
-
-def _said(**fields: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda good: {
-        **good,
-        "choices": [{**one, "message": {**one["message"], **fields}} for one in good["choices"]],
-    }
-
-
-BODIES: dict[str, Callable[[dict[str, Any]], Any]] = {  # what stands in the place of a good body
-    "usage_missing": lambda good: {k: v for k, v in good.items() if k != "usage"},
-    "usage_zero": _usage(prompt_tokens=0, completion_tokens=0, total_tokens=0),
-    "usage_negative": _usage(prompt_tokens=-7, completion_tokens=-300, total_tokens=-307),
-    "usage_huge": _usage(prompt_tokens=4 * 10**18, completion_tokens=10**9, total_tokens=1e300),
-    "usage_text": _usage(prompt_tokens="many", completion_tokens="a few", total_tokens=None),
-    "usage_list": lambda good: {**good, "usage": [good["usage"]]},
-    "wrong_model": lambda good: {**good, "model": "somebody-else/model"},
-    "duplicate_choices": lambda good: {**good, "choices": [good["choices"][0]] * (len(good["choices"]) + 2)},
-    "empty_choices": lambda good: {**good, "choices": []},
-    "null_choices": lambda good: {**good, "choices": None},
-    "null_message": _choice(message=None),
-    "text_message": _choice(message="a mishap"),
-    "content_number": _said(content=42),
-    "bad_logprobs": _choice(logprobs={"content": [{"token": 5, "logprob": "low", "top_logprobs": "none"}]}),
-    "nan_logprobs": _choice(logprobs={"content": [{"token": "A", "logprob": float("nan"), "top_logprobs": []}]}),
-    "finish_reason_object": _choice(finish_reason={"why": ["a mishap"] * 20_000}),
-    "huge_id": lambda good: {**good, "id": "x" * 2_000_000},
-    "list_body": lambda good: [good],
-    "error_in_200": lambda _: {"error": {"message": "a mishap of the model server", "code": 500}},
-    "error_beside_choices": lambda good: {**good, "choices": None, "error": "a mishap in mid-answer"},
-}
-RAW: dict[str, tuple[str, Callable[[bytes], bytes]]] = {  # content type, and what becomes of the good body's bytes
-    "truncated_json": (_JSON, lambda raw: raw[: len(raw) // 2]),
-    "html": ("text/html", lambda _: _HTML.format("please log in").encode()),
-    "empty_body": (_JSON, lambda _: b""),
-    "wrong_content_type": ("text/plain; charset=latin-1", lambda raw: raw),
-    "streamed_error": (
-        "text/event-stream",
-        lambda _: b'data: {"error": {"message": "a mishap in the stream"}}\n\ndata: [DONE]\n\n',
-    ),
-    "invalid_utf8": (_JSON, lambda raw: raw.replace(b"Adding", b"\xff\xfe\xc3(Adding", 1)),
-    "half_character": (_JSON, lambda raw: raw.replace(b"Adding", b"\\ud800Adding", 1)),
-    "deep_nesting": (_JSON, lambda _: b'{"choices":' + b"[" * 100_000),
-}
-TRANSPORT = {  # whether the server had worked
-    "timeout_before_work": False,
-    "timeout_after_work": True,
-    "reset_before_work": False,
-    "reset_after_work": True,
-    "reset_after_headers": True,
-    "reset_in_body": True,
-    "short_body": True,
-    "broken_chunks": True,
-    "slow_trickle": True,
-    "huge_body": True,
-    "gzip_bomb": True,
-    "gzip_lie": True,
-    "second_response": True,
-}
-FAULTS: tuple[str, ...] = (*STATUSES, *BODIES, *RAW, *TRANSPORT)
-_ALL_LOST = frozenset(  # of the requests worked for, those of which the client cannot read what was written
-    {*TRANSPORT, *RAW, *(name for name, (*_, worked) in STATUSES.items() if worked)}
-    - {"wrong_content_type", "invalid_utf8", "half_character", "slow_trickle", "second_response"}
-    | {"empty_choices", "null_choices", "null_message", "text_message", "list_body", "error_in_200"}
-    | {"error_beside_choices"}
-)
 
 
 def tokens_of(text: str) -> int:
@@ -150,6 +62,7 @@ class Billed:
         model: that was asked.
         tokens: read and written; 0 where the server did not work.
         fault: what was wrong with the response, "" where nothing was.
+        own: whether it came by a client of the user's own, as a chat model has one.
     """
 
     ticket: str
@@ -157,6 +70,7 @@ class Billed:
     model: str
     tokens: int
     fault: str
+    own: bool
 
 
 @dataclass
@@ -205,7 +119,9 @@ class FaultServer:
         while self.working and time.monotonic() < until:
             time.sleep(0.05)
 
-    def take(self, body: dict[str, Any], again: bool) -> tuple[str, str, dict[str, Any] | None, random.Random]:
+    def take(
+        self, body: dict[str, Any], again: bool, *, own: bool
+    ) -> tuple[str, str, dict[str, Any] | None, random.Random]:
         """The ticket of a request, its fault, and a good answer to it; it is billed."""
         prompt = "\n".join(_text(m.get("content")) for m in body["messages"])
         asked = sum_in(prompt)
@@ -214,16 +130,18 @@ class FaultServer:
         with self._lock:
             at, self._seen[ticket] = self._seen[ticket], self._seen[ticket] + 1
         chance = random.Random(f"{self.seed}/{ticket}/{at}")  # noqa: S311  # reproducible
-        fault = chance.choice(self.faults) if self.faults and chance.random() < self.share else ""
+        # A client that is not ours takes the second answer for that to its next request, and nobody behind it can tell.
+        faults = tuple(x for x in self.faults if x != "second_response" or not own)
+        fault = chance.choice(faults) if faults and chance.random() < self.share else ""
         n, cap = body.get("n") or 1, body.get("max_tokens") or body.get("max_completion_tokens") or 96
         read = _PER_PROMPT + sum(_PER_MESSAGE + tokens_of(_text(m.get("content"))) for m in body["messages"])
         good = self._good(body, prompt, right, read, cap, n, chance)
         worked = TRANSPORT.get(fault, STATUSES[fault][2] if fault in STATUSES else True)
-        written = cap * n if fault in _ALL_LOST else good["usage"]["completion_tokens"]
+        written = cap * n if fault in ALL_LOST else good["usage"]["completion_tokens"]
         with self._lock:
             if again and not any(x.ticket == ticket and x.fault for x in self.bill):
                 self.unplanned.add(ticket)
-            self.bill.append(Billed(ticket, phase, body["model"], (read + written) if worked else 0, fault))
+            self.bill.append(Billed(ticket, phase, body["model"], (read + written) if worked else 0, fault, own))
         return ticket, fault, good, chance
 
     def _good(
@@ -310,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
         of.working += 1
         try:
             again = self.headers.get("x-stainless-retry-count", "0") != "0"
-            ticket, fault, good, chance = of.take(body, again)
+            ticket, fault, good, chance = of.take(body, again, own=OWN_CLIENT in self.headers)
             with contextlib.suppress(OSError):
                 self._respond(fault, good, chance)
             if not fault and time.monotonic() - started > of.patience / 3:
@@ -337,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "redirect":
             headers = {"location": self.server.of.other_url}
         if fault == "502_html":
-            self._send(_HTML.format("Bad Gateway").encode(), status=status, kind="text/html")
+            self._send(HTML.format("Bad Gateway").encode(), status=status, kind="text/html")
             return
         key = self.headers.get("authorization", "").removeprefix("Bearer ")
         said = f"a mishap: status {status}"
@@ -347,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(json.dumps(error).encode(), status=status, headers=headers)
 
     def _send(
-        self, raw: bytes, *, status: int = 200, kind: str = _JSON, length: int | None = None, **more: dict[str, str]
+        self, raw: bytes, *, status: int = 200, kind: str = JSON, length: int | None = None, **more: dict[str, str]
     ) -> None:
         headers = {"content-type": kind, "content-length": str(len(raw) if length is None else length)}
         lines = [f"{name}: {value}" for name, value in {**headers, **more.get("headers", {})}.items()]
@@ -369,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "short_body":
             self._send(raw[: len(raw) // 2], length=len(raw))
         elif fault == "broken_chunks":
-            head = f"HTTP/1.1 200 OK\r\ncontent-type: {_JSON}\r\ntransfer-encoding: chunked\r\n\r\n"
+            head = f"HTTP/1.1 200 OK\r\ncontent-type: {JSON}\r\ntransfer-encoding: chunked\r\n\r\n"
             self.wfile.write(head.encode() + b"10\r\n" + raw[:16] + b"\r\nmishap\r\n" + raw[16:])
         elif fault == "slow_trickle":
             self._send(b"", length=len(raw))
@@ -388,7 +306,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "second_response":
             self.close_connection = False
             extra = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "from elsewhere"}}]}
-            head, more = f"HTTP/1.1 200 OK\r\ncontent-type: {_JSON}\r\ncontent-length: ", json.dumps(extra).encode()
+            head, more = f"HTTP/1.1 200 OK\r\ncontent-type: {JSON}\r\ncontent-length: ", json.dumps(extra).encode()
             first = f"{head}{len(raw)}\r\n\r\n".encode() + raw
             self.wfile.write(first + f"{head}{len(more)}\r\n\r\n".encode() + more)
 

@@ -10,18 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, TypedDict
 
-import openai
 from langchain.agents import create_agent
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, convert_to_openai_messages
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import AnyMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
-from pydantic import PrivateAttr, SecretStr
 
+from benchmarks.fault_chat import CAP
 from benchmarks.fault_server import sum_in
 from rfx_agent import (
     ChatModelSampler,
@@ -53,9 +50,8 @@ from rfx_agent.events import Event, Reserved
 from rfx_agent.ports import BudgetStore
 from rfx_agent.remedies import Extend, Remedy, Retry
 
-__all__ = ["CAP", "WAYS", "Models", "PlainChat", "Trip", "Watched", "text_of"]
+__all__ = ["WAYS", "Models", "Trip", "Watched", "text_of"]
 
-CAP = 96  # most tokens of a completion
 _NUMBER = re.compile(r"\d+")
 
 
@@ -111,12 +107,13 @@ class Watched(BudgetStore):
 
 @dataclass(slots=True)
 class Bought:
-    """One purchase: tokens reserved for it, and charged; ``normal`` for a step's first draw."""
+    """One purchase: tokens reserved for it, and charged; ``normal`` for a step's first draw; ``tries`` as told."""
 
     id: str
     reserved: int
     charged: int | None = None
     normal: bool = False
+    tries: int = 1
 
 
 @dataclass
@@ -151,83 +148,13 @@ class Trip:
         self.events.append(event)
         if isinstance(event, Reserved) and not event.refused:
             self.asked = event.cost
+        usage = getattr(event, "usage", None)
+        if usage is not None and self.bought:  # told behind the settlement; a try that was lost may not have arrived
+            self.bought[-1].tries = max(self.bought[-1].tries, usage.calls)
 
     def shared(self) -> SharedBudget:
         limits = (Window("tenant", "tokens", 10**7, per="day"), Ratio("tenant", "tokens", 1.0, 10**7, per="day"))
         return SharedBudget(store=Watched(self.store, self), limits=limits, scopes={"tenant": self.ticket}, wait=1.0)
-
-
-class PlainChat(BaseChatModel):
-    """A chat model over OpenAI's SDK, as integrations write one: without retries, and without doubts of a reply."""
-
-    model: str = "plain"
-    base_url: str
-    api_key: SecretStr
-    timeout: float = 1.0
-    temperature: float | None = None
-    max_tokens: int | None = CAP
-    _clients: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    @property
-    def _llm_type(self) -> str:
-        return "plain"
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        if "sync" not in self._clients:
-            self._clients["sync"] = openai.OpenAI(**self._settings())
-        return _result(self._clients["sync"].chat.completions.create(**self._body(messages, kwargs)))
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        if "async" not in self._clients:
-            self._clients["async"] = openai.AsyncOpenAI(**self._settings())
-        return _result(await self._clients["async"].chat.completions.create(**self._body(messages, kwargs)))
-
-    def _settings(self) -> dict[str, Any]:
-        key = self.api_key.get_secret_value()
-        return {"base_url": self.base_url, "api_key": key, "timeout": self.timeout, "max_retries": 0}
-
-    def _body(self, messages: list[BaseMessage], kwargs: dict[str, Any]) -> dict[str, Any]:
-        given = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        given |= {name: value for name, value in kwargs.items() if name in given}
-        body = {"model": self.model, "messages": convert_to_openai_messages(messages)}
-        return body | {name: value for name, value in given.items() if value is not None}
-
-
-def _result(said: Any) -> ChatResult:
-    usage = said.usage
-    counted: Any = None
-    if usage is not None:
-        counted = {
-            "input_tokens": usage.prompt_tokens,
-            "output_tokens": usage.completion_tokens,
-            "total_tokens": usage.total_tokens,
-        }
-    made = []
-    for choice in said.choices:
-        told = {"finish_reason": choice.finish_reason, "model_name": said.model}
-        thought = getattr(choice.message, "reasoning_content", None)
-        more = {"reasoning_content": thought} if thought else {}
-        message = AIMessage(
-            choice.message.content or "",
-            id=said.id,
-            usage_metadata=counted,
-            response_metadata=told,
-            additional_kwargs=more,
-        )
-        made.append(ChatGeneration(message=message))
-    return ChatResult(generations=made)
 
 
 @dataclass

@@ -230,6 +230,7 @@ def _server(settings: Settings) -> tuple[str | None, str | None, str]:
                 "base_url too, or leave both empty for the embedded model"
             )
         return None, model, ""
+    url = url.strip()
     keys = _keys(url)
     if not keys:
         raise ConfigError(
@@ -281,7 +282,7 @@ def _sampler(url: str | None, model: str | None, key: str) -> Sampler:
     if url is None or model is None:
         return LocalSampler()
     # A server that asks for no key is not told one; the client insists on some text.
-    return OpenAISampler(model, base_url=url, api_key=os.environ.get(key, "none"))
+    return OpenAISampler(model, base_url=url, api_key=os.environ.get(key) or "none")
 
 
 def _verifier(settings: Settings) -> Verifier:

@@ -14,12 +14,15 @@ from rfx_agent.budgets.limits import InFlight, Ratio, Window
 from rfx_agent.budgets.shared import SharedBudget
 from rfx_agent.budgets.step import Price, RetryBudget
 from rfx_agent.case import Case, Outcome
-from rfx_agent.errors import ConfigError, RfxError, Unresolved
+from rfx_agent.errors import BudgetExhausted, ConfigError, RfxError, Unresolved
 from rfx_agent.records import Rollout, SampleRequest, SampleResult, Step, Usage, Verdict
 from rfx_agent.recovery import Escalation, Recovery
 
 if TYPE_CHECKING:
     from rfx_agent.adapters.agent.middleware import RecoverabilityMiddleware
+    from rfx_agent.adapters.budget.middleware import BudgetMiddleware
+    from rfx_agent.adapters.budget.outcome import budget_of
+    from rfx_agent.adapters.budget.wrap import with_budget
     from rfx_agent.adapters.chain.wrap import with_recovery
     from rfx_agent.adapters.graph.behind import add_recovery
     from rfx_agent.adapters.graph.node import recoverable
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
     from rfx_agent.verifiers.unit_tests import TestsVerifier
 
 __all__ = [
+    "BudgetExhausted",
+    "BudgetMiddleware",
     "Case",
     "ChatModelSampler",
     "ConfigError",
@@ -82,15 +87,18 @@ __all__ = [
     "Verdict",
     "Window",
     "add_recovery",
+    "budget_of",
     "outcome_of",
     "price_of",
     "recoverable",
     "recovery_graph",
     "step_input",
+    "with_budget",
     "with_recovery",
 ]
 
 _LAZY = {
+    "BudgetMiddleware": "adapters.budget.middleware",
     "ChatModelSampler": "samplers.chat",
     "Delegate": "remedies.delegate",
     "ExactVerifier": "verifiers.text",
@@ -111,11 +119,13 @@ _LAZY = {
     "SQLStore": "budgets.sql.store",
     "TestsVerifier": "verifiers.unit_tests",
     "add_recovery": "adapters.graph.behind",
+    "budget_of": "adapters.budget.outcome",
     "outcome_of": "adapters.graph.recovery_graph",
     "price_of": "budgets.prices",
     "recoverable": "adapters.graph.node",
     "recovery_graph": "adapters.graph.recovery_graph",
     "step_input": "adapters.graph.recovery_graph",
+    "with_budget": "adapters.budget.wrap",
     "with_recovery": "adapters.chain.wrap",
 }
 

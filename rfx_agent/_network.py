@@ -1,4 +1,4 @@
-"""Connections to a server that nobody trusts: its head comes in time, and what it says beside its status is dropped.
+"""Connections to a server that nobody trusts: head and body come in time, what it says beside its status is dropped.
 
 A client's own time limit starts anew with each byte. Imported where a client is made, because it loads the HTTP client.
 """
@@ -20,13 +20,14 @@ from rfx_agent._http import tls_context
 
 __all__ = ["transport"]
 
-_LIMITS: dict[str, Any] = {"max_connections": 1000, "max_keepalive_connections": 100, "keepalive_expiry": 5.0}
+_POOL: dict[str, Any] = {"max_connections": 1000, "max_keepalive_connections": 100, "keepalive_expiry": 5.0}
 
 
 def transport(*, asynchronous: bool, trust_env: bool = True) -> Any:
     """A transport for ``httpx2.Client``, or for ``httpx2.AsyncClient``; None where the environment has proxies.
 
     The head of an answer may take as long as the client's time limit for one read, from the last byte that was sent.
+    Its body may take as long again, also where nothing of it is data, such as what stands beside the size of a chunk.
     An answer that was there before its request was sent is another's, such as the second of two that came for one: it
     is refused, and its connection closed. The text that a server puts beside its status is dropped: clients log it.
 
@@ -39,11 +40,11 @@ def transport(*, asynchronous: bool, trust_env: bool = True) -> Any:
     return _AsyncTransport(trust_env) if asynchronous else _Transport(trust_env)
 
 
-class _Head:
-    """Until when the head of an answer may come."""
+class _Limit:
+    """Until when a part of an answer, its head or its body, may come."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, part: str) -> None:
+        self._seconds, self._part = seconds, part
         self._until: float | None = None
 
     def sent(self) -> None:
@@ -55,30 +56,40 @@ class _Head:
         now = time.monotonic()
         self._until = now + self._seconds if self._until is None else self._until
         if now >= self._until:
-            raise httpcore2.ReadTimeout(f"the answer's head took longer than {self._seconds:g} s")
+            raise httpcore2.ReadTimeout(f"the answer's {self._part} took longer than {self._seconds:g} s")
         return min(self._until - now, self._seconds if given is None else given)
 
 
-_HEAD: ContextVar[_Head | None] = ContextVar("rfx_agent_head", default=None)
+_LIMIT: ContextVar[_Limit | None] = ContextVar("rfx_agent_limit", default=None)
+
+
+@contextlib.contextmanager
+def _within(limit: _Limit | None) -> Iterator[None]:
+    """What is read here comes within ``limit``."""
+    token = _LIMIT.set(limit)
+    try:
+        yield
+    finally:
+        _LIMIT.reset(token)
+
+
+def _limit(request: Any, part: str) -> _Limit | None:
+    seconds = request.extensions.get("timeout", {}).get("read")
+    return None if seconds is None else _Limit(seconds, part)
 
 
 @contextlib.contextmanager
 def _awaited(request: Any) -> Iterator[httpcore2.Request]:
     """``request`` as the pool takes it, its head awaited and its errors the client's."""
-    seconds = request.extensions.get("timeout", {}).get("read")
-    token = _HEAD.set(None if seconds is None else _Head(seconds))
     url = request.url
-    try:
-        with _errors():
-            yield httpcore2.Request(
-                method=request.method,
-                url=httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                headers=request.headers.raw,
-                content=request.stream,
-                extensions=request.extensions,
-            )
-    finally:
-        _HEAD.reset(token)
+    with _within(_limit(request, "head")), _errors():
+        yield httpcore2.Request(
+            method=request.method,
+            url=httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
+        )
 
 
 @contextlib.contextmanager
@@ -93,9 +104,10 @@ def _errors() -> Iterator[None]:
         raise mine(str(error)) from error
 
 
-def _answer(got: httpcore2.Response) -> httpx2.Response:
+def _answer(got: httpcore2.Response, request: Any) -> httpx2.Response:
     extensions = {**got.extensions, "reason_phrase": b""}
-    return httpx2.Response(got.status, headers=got.headers, stream=_Body(got.stream), extensions=extensions)
+    body = _Body(got.stream, _limit(request, "body"))
+    return httpx2.Response(got.status, headers=got.headers, stream=body, extensions=extensions)
 
 
 _ANOTHERS = "the answer was there before the request was sent, and so it is another's"
@@ -107,17 +119,26 @@ def _was_there(got: httpcore2.Response) -> bool:
 
 
 class _Body(httpx2.SyncByteStream, httpx2.AsyncByteStream):
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, stream: Any, limit: _Limit | None) -> None:
+        self._stream, self._limit = stream, limit
 
     def __iter__(self) -> Iterator[bytes]:
-        with _errors():
-            yield from self._stream
+        parts = iter(self._stream)
+        while True:
+            with _within(self._limit), _errors():
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _errors():
-            async for part in self._stream:
-                yield part
+        parts = aiter(self._stream)
+        while True:
+            with _within(self._limit), _errors():
+                part = await anext(parts, None)
+            if part is None:
+                return
+            yield part
 
     def close(self) -> None:
         self._stream.close()
@@ -129,7 +150,7 @@ class _Body(httpx2.SyncByteStream, httpx2.AsyncByteStream):
 class _Transport(httpx2.BaseTransport):
     def __init__(self, trust_env: bool) -> None:
         context = tls_context(trust_env=trust_env)
-        self._pool = httpcore2.ConnectionPool(ssl_context=context, network_backend=_Network(), **_LIMITS)
+        self._pool = httpcore2.ConnectionPool(ssl_context=context, network_backend=_Network(), **_POOL)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         with _awaited(request) as asked:
@@ -137,7 +158,7 @@ class _Transport(httpx2.BaseTransport):
             if _was_there(got):
                 got.close()
                 raise httpcore2.RemoteProtocolError(_ANOTHERS)
-            return _answer(got)
+            return _answer(got, request)
 
     def close(self) -> None:
         self._pool.close()
@@ -146,7 +167,7 @@ class _Transport(httpx2.BaseTransport):
 class _AsyncTransport(httpx2.AsyncBaseTransport):
     def __init__(self, trust_env: bool) -> None:
         context = tls_context(trust_env=trust_env)
-        self._pool = httpcore2.AsyncConnectionPool(ssl_context=context, network_backend=_AsyncNetwork(), **_LIMITS)
+        self._pool = httpcore2.AsyncConnectionPool(ssl_context=context, network_backend=_AsyncNetwork(), **_POOL)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         with _awaited(request) as asked:
@@ -154,7 +175,7 @@ class _AsyncTransport(httpx2.AsyncBaseTransport):
             if _was_there(got):
                 await got.aclose()
                 raise httpcore2.RemoteProtocolError(_ANOTHERS)
-            return _answer(got)
+            return _answer(got, request)
 
     async def aclose(self) -> None:
         await self._pool.aclose()
@@ -177,14 +198,14 @@ class _Stream(httpcore2.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self.was_read = True
-        head = _HEAD.get()
-        return self._inner.read(max_bytes, timeout if head is None else head.limit(timeout))
+        limit = _LIMIT.get()
+        return self._inner.read(max_bytes, timeout if limit is None else limit.limit(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self.was_read = False
         self._inner.write(buffer, timeout)
-        if head := _HEAD.get():
-            head.sent()
+        if limit := _LIMIT.get():
+            limit.sent()
 
     def close(self) -> None:
         self._inner.close()
@@ -205,14 +226,14 @@ class _AsyncStream(httpcore2.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         self.was_read = True
-        head = _HEAD.get()
-        return await self._inner.read(max_bytes, timeout if head is None else head.limit(timeout))
+        limit = _LIMIT.get()
+        return await self._inner.read(max_bytes, timeout if limit is None else limit.limit(timeout))
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self.was_read = False
         await self._inner.write(buffer, timeout)
-        if head := _HEAD.get():
-            head.sent()
+        if limit := _LIMIT.get():
+            limit.sent()
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from rfx_agent.bill import Bill, Operation, PlainRetry, bill_of
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.errors import ConfigError
 from rfx_agent.evidence.kinds import kind_of
@@ -236,6 +237,8 @@ class Case:
         run_id: of this run of the step, for those who are told its events and for a shared budget; "" where there
             is neither.
         before: what the ledger had spent when the step began: an agent's steps share one.
+        operations: everything that was paid for, or refused, in order; ``bill`` is made of them.
+        plain_retry: what an estimate of a plain retry rests on; None where nothing failed or none could be made.
     """
 
     step: Step
@@ -252,6 +255,19 @@ class Case:
     notes: tuple[str, ...] = ()
     run_id: str = field(default="", compare=False)
     before: Spend = Spend()
+    operations: tuple[Operation, ...] = ()
+    plain_retry: PlainRetry | None = None
+
+    @property
+    def bill(self) -> Bill:
+        """What the case came to: by model, by remedy, what was wasted, and what a plain retry is estimated at."""
+        went_on, spent = self._went_on(), self.ledger.spent - self.before
+        return bill_of(self.operations, went_on.__contains__, spent=spent, retry=self.plain_retry)
+
+    @property
+    def next_operation(self) -> str:
+        """Id of the operation that is paid for next: the same whenever the same run comes to the same place."""
+        return f"{self.run_id or self.step.id}/{len(self.operations)}"
 
     @property
     def decision(self) -> Decision:
@@ -302,6 +318,26 @@ class Case:
         drawn = self.draws(remedy)
         misses = sum(a.misses for a in self.attempts if a.remedy == remedy)
         return len(drawn) + misses, sum(r.passed for r in drawn)
+
+    def source(self, rollout: Rollout) -> str:
+        """The remedy that produced ``rollout``; "" for the first answer, wherever it came from."""
+        first = self.rollouts[0]
+        return "" if first.round in (None, 0) and rollout.attempt == first.attempt else rollout.remedy
+
+    def paid(self, operation: Operation) -> Case:
+        """With ``operation`` appended."""
+        return replace(self, operations=(*self.operations, operation))
+
+    def _went_on(self) -> set[int]:
+        """Numbers of the attempts that ended in the answer that went on; a person is the one behind all others."""
+        outcome = self.outcome
+        if outcome is None or not outcome.ok:
+            return set()
+        if outcome.by != "human":
+            made = (x for x in self.rollouts if x.passed and x.remedy == outcome.by and x.text == outcome.text)
+            return {x.attempt for x in made}
+        approved = next((x.attempt for x in self.rollouts if x.text == outcome.text), None)
+        return {len(self.attempts) + 1} | ({approved} if approved is not None else set())
 
     def add(self, rollouts: tuple[Rollout, ...], attempt: Attempt) -> Case:
         """With the products of one round appended, named and numbered."""

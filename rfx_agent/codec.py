@@ -1,8 +1,8 @@
 """Records as plain values and back: for checkpoints, stores, events and logs.
 
 What is written carries the number of its schema. A reader ignores fields that it does not know, and fills in those that
-are missing or hold a word that only a later version knows, so that neighbouring versions read each other. ``load``
-renames what an older schema called differently.
+are missing or hold a word that only a later version knows, so that neighbouring versions read each other. A case whose
+outcome has a status that is such a word is not read. ``load`` renames what an older schema called differently.
 """
 
 from __future__ import annotations

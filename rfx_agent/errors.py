@@ -105,10 +105,30 @@ class BudgetExhausted(RfxError):
 
     Attributes:
         caps: names of the caps that would be crossed, in the order of ``RetryBudget``'s fields.
+        accounts: names of the shared accounts that have no room, where it is these.
+        spent: what the run has spent, a ``Spend``; None where it is not a run's budget.
+        by_model: the part of it that went to models, a ``Spend`` by the model's name.
+        after: seconds until there may be room, as for ``Retry-After``; None where time alone does not help.
+        best: the text of the best answer so far, or None.
     """
 
-    def __init__(self, message: str, *, caps: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        caps: tuple[str, ...],
+        accounts: tuple[str, ...] = (),
+        spent: Any = None,
+        by_model: Any = None,
+        after: float | None = None,
+        best: str | None = None,
+    ) -> None:
         self.caps = caps
+        self.accounts = accounts
+        self.spent = spent
+        self.by_model = by_model or {}
+        self.after = after
+        self.best = best
         super().__init__(message)
 
 
@@ -120,7 +140,7 @@ class SamplerError(RfxError):
         transient: whether the same request may succeed later.
         calls: requests that reached the server before this was raised.
         lost: of these, the ones that the server may have worked on; None if unknown.
-        usage: what the others used, a ``Usage``; None if nothing is known of them.
+        usage: what all of them used, a ``Usage``, the lost ones as they are estimated; None if nobody knows.
     """
 
     usage: Any = None

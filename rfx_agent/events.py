@@ -3,20 +3,27 @@
 Every event names its step by ``step_id``, and the run of it by ``run_id``: two runs of one step share the first and
 never the second, which stays the same through all nodes of a graph and over an interrupt (see ``Case.run_id``). It is
 "" for what an agent's own tools do outside of any step.
+
+What is paid for is an operation, and ``operation`` is its id: the same in all of its events, and the same again when a
+run that was interrupted comes to the same place. ``attempt`` says which attempt of the case it belongs to, from 1; 0 is
+a candidate that came from outside, and a verdict belongs to the attempt that it is on. One operation may take several
+requests, as where the transport retries: these are ``usage.calls``, and no attempts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
+from rfx_agent.bill import Bill, Purpose
 from rfx_agent.case import Decision, Outcome, Regime
 from rfx_agent.codec import SCHEMA, plain
 from rfx_agent.records import Kind, Spend, Usage
 
 __all__ = [
     "Decided",
+    "Done",
     "Escalated",
     "Event",
     "Finished",
@@ -29,8 +36,6 @@ __all__ = [
     "as_record",
 ]
 
-Purpose: TypeAlias = Literal["sample", "tool", "score", "verify", "escalate"]
-
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
@@ -39,7 +44,8 @@ class Reserved:
     Attributes:
         purpose: what for.
         cost: what was asked.
-        refused: caps that it would cross; then nothing was set aside and nothing is done.
+        refused: caps that it would cross; then nothing was set aside and nothing is done. Where an action was not
+            planned any further than that, ``operation`` is "".
     """
 
     step_id: str
@@ -47,6 +53,8 @@ class Reserved:
     cost: Spend
     refused: tuple[str, ...] = ()
     run_id: str = field(default="", kw_only=True)
+    operation: str = field(default="", kw_only=True)
+    attempt: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,8 @@ class Sampled:
     temperature: float | None = None
     error: str = ""
     run_id: str = field(default="", kw_only=True)
+    operation: str = field(default="", kw_only=True)
+    attempt: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,8 @@ class Judged:
     kind: Kind | None = None
     remedy: str = ""
     run_id: str = field(default="", kw_only=True)
+    operation: str = field(default="", kw_only=True)
+    attempt: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,8 @@ class Scored:
     usage: Usage
     seconds: float
     run_id: str = field(default="", kw_only=True)
+    operation: str = field(default="", kw_only=True)
+    attempt: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +125,8 @@ class ToolRan:
     seconds: float
     remedy: str = "tool"
     run_id: str = field(default="", kw_only=True)
+    operation: str = field(default="", kw_only=True)
+    attempt: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +145,8 @@ class Escalated:
     step_id: str
     deadline: float | None
     run_id: str = field(default="", kw_only=True)
+    operation: str = field(default="", kw_only=True)
+    attempt: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +159,7 @@ class Finished:
         candidate: what the candidate that the step began with had used already, which no budget was asked for.
         regime: what kind of failure it was held to be last; None where nothing failed.
         task: the step's.
+        bill: ``spent`` by model, remedy and purpose, what of it was wasted, and an estimate of a plain retry.
     """
 
     step_id: str
@@ -149,9 +168,12 @@ class Finished:
     candidate: Usage = Usage()
     regime: Regime | None = None
     task: str = ""
+    bill: Bill = Bill()
     run_id: str = field(default="", kw_only=True)
 
 
+Done: TypeAlias = Sampled | Scored | ToolRan | Escalated
+"""What is told of an operation once it is over; of verdicts each is told."""
 Event: TypeAlias = Reserved | Sampled | Judged | Scored | ToolRan | Decided | Escalated | Finished
 
 _UNSAID = frozenset({"text", "answer", "best"})
@@ -176,7 +198,7 @@ def as_record(event: Event) -> dict[str, Any]:
 
 def _blank(default: Any) -> Any:
     """A field's default: a record that holds nothing but defaults is an empty one."""
-    if isinstance(default, Usage | Spend):
+    if isinstance(default, Usage | Spend | Bill):
         return {}
     return list(default) if isinstance(default, tuple) else default
 

@@ -256,6 +256,11 @@ class Rollout:
         return after_thinking(self.text).text
 
     @property
+    def attempt(self) -> int:
+        """Number of the attempt that produced it, from 1; 0 for a candidate that came from outside."""
+        return 0 if self.round is None else self.round + 1
+
+    @property
     def passed(self) -> bool:
         """Whether it was judged and accepted."""
         return self.verdict is not None and self.verdict.passed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rfx_agent.checks import shown
 from rfx_agent.errors import ConfigError
@@ -119,3 +119,7 @@ class Spend:
             self.calls * n,
             self.asked * n,
         )
+
+    def tried(self, n: int) -> Spend:
+        """This amount for a call that was tried ``n`` times: its tokens and its money ``n`` times over."""
+        return replace(self, tokens=self.tokens * n, usd=self.usd * n)

@@ -106,6 +106,7 @@ class Observed:
         outcome: (status, text, answer, by, reason).
         text: what the user got back.
         spent: (attempts, samples, tokens, escalations, calls).
+        bill: per line its purpose, remedy, share, operations, tokens and requests.
         events: their types, in order.
         requests: per request to the model, the fields that this way promises.
     """
@@ -114,6 +115,7 @@ class Observed:
     kinds: list[str | None]
     outcome: tuple[Any, ...]
     text: str | None
+    bill: list[tuple[Any, ...]]
     spent: tuple[int, ...]
     events: list[str]
     requests: list[dict[str, Any]]
@@ -268,7 +270,9 @@ def observe(way: Way, name: str, *, use_async: bool) -> Observed:
     scenario = own_candidate(SCENARIOS[name]) if way.limits.own_candidate else SCENARIOS[name]
     parts = Parts(scenario, scenario.sampler())
     text = asyncio.run(way.arun(parts)) if use_async else way.run(parts)
-    (outcome,) = [event.outcome for event in parts.events if isinstance(event, Finished)]
+    (ended,) = [event for event in parts.events if isinstance(event, Finished)]
+    outcome, bill = ended.outcome, ended.bill
+    assert bill.spent.tokens == ended.spent.tokens
     spent = parts.decided[-1][1].spent
     return Observed(
         decisions=[(d.route, d.remedy, d.reason) for d, _ in parts.decided],
@@ -276,6 +280,7 @@ def observe(way: Way, name: str, *, use_async: bool) -> Observed:
         outcome=(outcome.status, outcome.text, outcome.answer, outcome.by, outcome.reason),
         text=text,
         spent=(spent.attempts, spent.samples, spent.tokens, spent.escalations, spent.calls),
+        bill=[(x.purpose, x.remedy, x.share, x.operations, x.spent.tokens, x.spent.calls) for x in bill.lines],
         events=[type(event).__name__ for event in parts.events],
         requests=[_request(request, way.limits) for request in parts.model.requests],
     )

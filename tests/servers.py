@@ -208,15 +208,19 @@ class HubServer(_Running):
 
 
 @contextlib.contextmanager
-def dripping_server(pause: float = 0.05) -> Iterator[str]:
-    """The URL of a server whose answers never get beyond their head, which comes byte by byte."""
+def dripping_server(pause: float = 0.05, whole: bytes = b"", drip: bytes = b"a") -> Iterator[str]:
+    """The URL of a server whose answers never end: after ``whole`` comes ``drip``, again and again.
+
+    By default they never get beyond their head.
+    """
+    begins = b"HTTP/1.1 200 OK\r\n" + (whole or b"X-Padding: ")
 
     class Handler(_Quiet):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             with contextlib.suppress(ConnectionError):
-                for byte in b"HTTP/1.1 200 OK\r\nX-Padding: " + b"a" * 400:
-                    self.wfile.write(bytes([byte]))
+                for part in [begins] + [drip] * 400:
+                    self.wfile.write(part)
                     time.sleep(pause)
             self.close_connection = True
 

@@ -1,10 +1,17 @@
+import traceback
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rfx_agent import ConfigError, Price, RetryBudget, Usage
+from rfx_agent.budgets.at import store_at
+from rfx_agent.budgets.redis.store import RedisStore
+from rfx_agent.budgets.sql.store import SQLStore
 from rfx_agent.budgets.step import CAPS, Ledger
 from rfx_agent.errors import BudgetExhausted
+from rfx_agent.policies.sql_store import SQLPolicyStore
 from rfx_agent.records import Spend
 
 deterministic = settings(derandomize=True, deadline=None)
@@ -102,3 +109,32 @@ def test_nothing_is_granted_beyond_the_caps_and_nothing_stays_reserved(actions: 
     assert ledger.spent.tokens <= 1000
     assert ledger.spent.usd <= 0.02 + 1e-9
     assert ledger.reserved == Spend()
+
+
+@pytest.mark.parametrize("store", [SQLStore, RedisStore, SQLPolicyStore, store_at])
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("host=127.0.0.1 password=hunter2", "url is pairs of name=value, as in a DSN, and not a URL; give"),
+        ("password = hunter2 x://h/db", "url is pairs of name=value"),
+        ("hunter2", "url is a text without '://', and not a URL; give"),
+        ("bud:hunter2@h/db", "url is a text without '://'"),
+        ("bud:hunter2@h://db", "url is a text with more than a scheme before its '://'"),
+        (" ", "url is an empty text"),
+        ("mysql://u:hunter2@h/db", "the URL is for 'mysql'"),
+        ("sqlite://u:x@hunter2/db", "three slashes|the URL is for 'sqlite'"),
+    ],
+)
+def test_a_text_that_is_not_a_url_is_not_repeated(store: Callable[[str], object], text: str, shape: str) -> None:
+    with pytest.raises(ConfigError, match=shape) as refused:
+        store(text)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value)).partition("ConfigError")[2]
+
+
+@pytest.mark.parametrize(
+    "text", ["postgresql://h/dbname=x password=hunter2", "redis://h/hunter2", "redis://h/0=hunter2"]
+)
+def test_what_stands_where_a_database_is_named_is_not_repeated(text: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        store_at(text)
+    assert "hunter2" not in str(refused.value)

@@ -124,9 +124,9 @@ def test_a_connection_that_broke_is_charged_unless_none_was_made(fault: str, los
 
 
 def test_a_long_text_is_read_at_once() -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert ended(AIMessage("a" * 2_000_000)) is None
-    assert time.perf_counter() - begun < 0.05
+    assert time.process_time() - begun < 0.05
 
 
 def test_a_cap_that_was_used_up_for_nothing_cut_the_answer() -> None:

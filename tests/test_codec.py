@@ -1,7 +1,7 @@
 """Records as plain values: what is left out, what is ignored, what is refused, and the number of the schema."""
 
 from dataclasses import MISSING, fields, is_dataclass, replace
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rfx_agent import Case, ConfigError, Outcome, RetryBudget, Rollout, Step, Verdict
+from rfx_agent.bill import Operation, PlainRetry
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.case import Ask, Attempt, Decision, Diagnosis
 from rfx_agent.codec import SCHEMA, dump, load, plain
@@ -46,6 +47,8 @@ CASES = st.builds(
     ask=st.none() | st.builds(Ask, opened=st.floats(0, 9)),
     outcome=st.none() | st.builds(Outcome, st.just("unconfirmed"), text=TEXTS, confidence=st.floats(0, 1)),
     notes=st.lists(TEXTS, max_size=2).map(tuple),
+    operations=st.lists(st.builds(Operation, st.just("tool"), SPENDS, TEXTS, TEXTS, COUNTS), max_size=2).map(tuple),
+    plain_retry=st.none() | st.builds(PlainRetry, st.tuples(st.floats(0.1, 9), st.floats(0.1, 9)), SPENDS, COUNTS),
 )
 
 
@@ -100,12 +103,56 @@ def test_a_word_that_only_a_later_version_knows_is_read_as_nothing_said() -> Non
         decisions=(Decision("resample"), Decision("accept")),
         ask=Ask(1.0),
     )
-    with pytest.raises(StateError, match=r"outcome\.status"):  # of which there is no default
-        load(Case, later | {"outcome": {"status": "word_of_version_9"}})
     with pytest.raises(StateError, match="holds"):
         load(Case, changed | {"holds": "many"})
     with pytest.raises(StateError, match=r"ask\.default"):  # no word
         load(Case, later | {"ask": {"opened": 1.0, "default": 3}})
+
+
+def test_an_unknown_word_in_any_field_of_words_leaves_the_case_readable() -> None:
+    spent = Spend(tokens=7)
+    case = Case(
+        Step.of("q", id="s"),
+        Ledger(spent=spent),
+        rollouts=(Rollout("a", kind="cut", verdict=Verdict(False, kind="wrong")),),
+        attempts=(Attempt("retry", kind="cut"),),
+        diagnosis=Diagnosis("s", evidence="one_model", kind="wrong"),
+        decisions=(Decision("resample", evidence="one_model", regime="stochastic"),),
+        ask=Ask(1.0, default="approve"),
+        outcome=Outcome("rescued", text="a", sentence="Rescued."),
+        operations=(Operation("tool", spent, "tool", "m"),),
+    )
+    found = set()
+
+    def changed(record: Any) -> Any:
+        """``record`` as plain values, with a word that nobody knows in each field of words."""
+        if isinstance(record, (list, tuple)):
+            return [changed(x) for x in record]
+        if not is_dataclass(record) or isinstance(record, type):
+            return record
+        made = {}
+        for name, hint in get_type_hints(type(record)).items():
+            if words(hint):
+                found.add((type(record), name))
+            if hasattr(record, name) and name in {f.name for f in fields(record)}:
+                unknown = words(hint) and (type(record), name) != (Outcome, "status")  # of which there is no default
+                made[name] = "word_of_version_9" if unknown else changed(getattr(record, name))
+        return made
+
+    read = load(Case, changed(case))
+    all_records = records(Case, set()) - {TopLogprobs}  # never written
+    assert found == {(c, n) for c in all_records for n, hint in get_type_hints(c).items() if words(hint)}
+    assert read.outcome is not None
+    assert (read.outcome.status, read.outcome.sentence) == ("rescued", "Rescued.")
+    with pytest.raises(StateError, match=r"outcome\.status"):
+        load(Case, changed(case) | {"outcome": {"status": "word_of_version_9"}})
+    assert read.operations == (Operation("other", spent, "tool", "m"),)
+    assert read.bill.spent == read.ledger.spent == spent
+
+
+def words(hint: Any) -> bool:
+    """Whether a field takes one of some words."""
+    return get_origin(hint) is Literal or any(get_origin(x) is Literal for x in get_args(hint))
 
 
 @pytest.mark.parametrize("mode", ["python", "json"])
@@ -152,7 +199,7 @@ def test_few_fields_have_no_default() -> None:
     needed = {f"{c.__name__}.{n}" for c in found - {TopLogprobs} for n in _needed(c)}  # never written
     assert needed == {
         *("Case.step", "Step.messages", "Rollout.text", "Verdict.passed", "Attempt.remedy", "Decision.route"),
-        *("Diagnosis.step_id", "Ask.opened", "Outcome.status"),
+        *("Diagnosis.step_id", "Ask.opened", "Outcome.status", "PlainRetry.posterior"),
     }
 
 

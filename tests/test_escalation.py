@@ -12,6 +12,7 @@ from markdown_it.token import Token
 from pydantic import TypeAdapter
 
 from rfx_agent import Rollout, Step, Verdict
+from rfx_agent.bill import Operation
 from rfx_agent.budgets.step import Ledger, RetryBudget
 from rfx_agent.case import Ask, Attempt, Case, Decision, Diagnosis
 from rfx_agent.errors import EscalationError
@@ -82,6 +83,12 @@ def test_the_page_says_everything_that_a_person_needs() -> None:
     ):
         assert line in page
     assert "SECRET" not in json.dumps(payload(case_of("40")))
+
+
+def test_the_page_says_which_remedy_the_tokens_went_to() -> None:
+    paid = (Operation("verify", Spend(tokens=34)), Operation("sample", Spend(tokens=1_200), "delegate_large"))
+    page = described(replace(case_of("40"), operations=paid))
+    assert "2.0 s, USD 0.0125; tokens by remedy: first answer 34, delegate large 1,200." in page
 
 
 def test_the_page_without_features_answers_or_deadline() -> None:

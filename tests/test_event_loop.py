@@ -11,9 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
 from pydantic import BaseModel
 
 from rfx_agent import (
+    ChatModelSampler,
     ExactVerifier,
     FunctionVerifier,
     JsonSchemaVerifier,
@@ -24,6 +27,7 @@ from rfx_agent import (
     RegexVerifier,
     RetryBudget,
     Rollout,
+    SampleRequest,
     Step,
     TestsVerifier,
     Usage,
@@ -100,6 +104,17 @@ def test_the_draws_of_an_agreement_are_read_beside_the_loop_and_once(busiest: Ca
     budget = RetryBudget(samples=39, attempts=39, tokens=None, calls=None)
     asyncio.run(Recovery(ScriptedSampler(texts[1:]), verifier, budget=budget).arun(STEP, candidate=texts[0]))
     assert len(read) == len({*read})
+    assert busiest() < 20
+
+
+def test_the_tables_of_a_chat_model_are_read_beside_the_loop(busiest: Callable[[], float]) -> None:
+    words = [f" w{i}" for i in range(512)]
+    other = [{"token": f" x{i}", "logprob": -2.0 - i} for i in range(19)]
+    content = [{"token": x, "logprob": -0.5, "top_logprobs": [{"token": x, "logprob": -0.5}, *other]} for x in words]
+    said = AIMessage("".join(words), response_metadata={"logprobs": {"content": content}})
+    sampler = ChatModelSampler(GenericFakeChatModel(messages=iter([said] * 8)))
+    result = asyncio.run(sampler.asample(SampleRequest(STEP.messages, n=8)))
+    assert all(x.logprobs is not None for x in result.rollouts)
     assert busiest() < 20
 
 

@@ -15,7 +15,7 @@ from servers import Answer, ChatServer, choice, completion
 
 from rfx_agent import ConfigError, ExactVerifier, LocalSampler, MathVerifier, OpenAISampler, RegexVerifier, Step
 from rfx_agent.policies import FixedPolicy, LearnedPolicy
-from rfx_agent.records import Spend
+from rfx_agent.records import SampleRequest, Spend
 from rfx_agent.verifiers import AgreementVerifier
 
 ROOT = Path(__file__).parent.parent
@@ -193,6 +193,25 @@ def test_a_server_without_a_key_of_its_own_is_sent_none(fresh: Any) -> None:
         s = fresh(**own, RFX_BASE_URLS=listed.base_url)
         s.recovery_of(s.Settings(base_url=listed.base_url, model="m")).run(Step.of("6 times 7?", expected="42"))
         assert listed.headers[-1]["authorization"] == "Bearer none"
+
+
+@pytest.mark.parametrize("suffix", ["", "_B"])
+def test_an_empty_key_is_none_and_nothing_of_openais_goes_to_a_listed_server(
+    fresh: Any, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("API_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", "of-openai")
+    with ChatServer(reply) as listed:
+        own = {"RFX_BASE_URL": "http://127.0.0.1:1/v1", "RFX_MODEL": "m"}
+        s = fresh(**(own | {f"RFX_BASE_URL{suffix}": listed.base_url, f"RFX_API_KEY{suffix}": ""}))
+        # Blanks around a URL, as in the operator's list, change nothing.
+        for url in (listed.base_url, f" {listed.base_url}\n"):
+            s.recovery_of(s.Settings(base_url=url, model="m")).run(Step.of("6 times 7?", expected="42"))
+        OpenAISampler("m", base_url=listed.base_url, api_key="").sample(
+            SampleRequest(({"role": "user", "content": "?"},))
+        )
+        assert len(listed.headers) == 3
+        assert not [x for x in listed.headers if "of-openai" in x.values()]
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "attempts", "samples", "tokens", "seconds", "deadline", "concurrency"])

@@ -16,6 +16,7 @@ VALUES = (
         "fence",
         "spend",
         "scan",
+        "bill",
         "thinking",
         "records",
         "codec",

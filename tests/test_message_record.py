@@ -259,7 +259,7 @@ def test_a_count_is_believed_as_far_as_it_can_be_true(message: AIMessage, cap: i
 
 def test_so_is_the_count_of_the_prompt() -> None:
     picture = HumanMessage([KEPT["image by url"][0], TEXT])
-    assert usage_of(counted(1, read=10**18), prompt="What is it?").prompt_tokens == 11 + 64
+    assert usage_of(counted(1, read=10**18), prompt="What is it?").prompt_tokens == 4 + MARKS  # as if nobody counted
     assert usage_of(counted(1, read=900_000), prompt=[picture]).prompt_tokens == 900_000
     assert usage_of(counted(1, read=20_000), prompt="What is it?").prompt_tokens == 20_000  # with tools
     assert usage_of(counted(1, read=10**18)).prompt_tokens == MOST_UNSEEN
@@ -314,6 +314,14 @@ def test_a_model_call_that_gave_nothing_is_charged_its_cap_too() -> None:
     reported.on_chat_model_start({}, [[HumanMessage("What is it?")]], run_id=run)
     reported.on_llm_end(LLMResult(generations=[[]]), run_id=run)
     assert (reported.usage(), reported.lost) == (Usage(4 + MARKS, 64, 1), 1)
+
+
+def test_what_each_choice_of_one_response_says_of_all_of_them_is_counted_once() -> None:
+    used: Any = {"input_tokens": 9, "output_tokens": 30, "total_tokens": 39}
+    reported, run = Reported(), uuid4()
+    choices = [ChatGeneration(message=AIMessage(text, usage_metadata=used)) for text in ("41", "42", "43")]
+    reported.on_llm_end(LLMResult(generations=[choices]), run_id=run)
+    assert reported.usage() == Usage(9, 30, 1)
 
 
 def test_a_character_of_chinese_is_a_token() -> None:

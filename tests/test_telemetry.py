@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -20,13 +21,27 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from scenarios import EVERY, SCENARIOS, STEP
 
-from rfx_agent import ConfigError, Recovery, Rollout, Step, Usage, recovery_graph, step_input, with_recovery
+from rfx_agent import (
+    ConfigError,
+    JudgeVerifier,
+    Price,
+    Recovery,
+    RetryBudget,
+    Rollout,
+    Step,
+    Usage,
+    recovery_graph,
+    step_input,
+    with_recovery,
+)
 from rfx_agent.case import Outcome
 from rfx_agent.errors import SamplerError, VerifierError
 from rfx_agent.events import Finished, Judged, Reserved, Sampled, Scored, ToolRan
+from rfx_agent.policies import FixedPolicy
 from rfx_agent.records import SampleRequest, SampleResult, Spend
+from rfx_agent.remedies import Retry, Tool
 from rfx_agent.telemetry import Telemetry
-from rfx_agent.testing import ScriptedSampler, ScriptedVerifier
+from rfx_agent.testing import ScriptedSampler, ScriptedTool, ScriptedVerifier
 
 THREAD: Any = {"configurable": {"thread_id": "one"}}
 FAILING = SCENARIOS["budget"]
@@ -156,7 +171,7 @@ def test_the_status_is_the_outcomes_and_a_recovered_failure_is_no_error(way: Cal
 
 def test_a_rescue_by_sampling_again_in_full() -> None:
     seen = Seen(system="openai")
-    SCENARIOS["resample"].recovery(on_event=seen.hook).run(STEP, "41")
+    SCENARIOS["resample"].recovery(on_event=seen.hook).run(STEP, "41", run_id="run-1")
     draws = [dict(s.attributes or {}) for s in seen.spans if s.name == CHAT]
     assert draws[0] == {
         "gen_ai.operation.name": "chat",
@@ -169,6 +184,9 @@ def test_a_rescue_by_sampling_again_in_full() -> None:
         "rfx.remedy": "retry",
         "rfx.tag": "retry:attempt:1",
         "rfx.got": 3,
+        "rfx.operation": "run-1/1",
+        "rfx.attempt": 1,
+        "rfx.tries": 1,
     }
     assert (draws[1]["rfx.tag"], draws[1]["gen_ai.request.choice.count"]) == ("retry:attempt:2", 4)
     verdicts = [dict(s.attributes or {}) for s in seen.spans if s.name == VERDICT]
@@ -180,6 +198,8 @@ def test_a_rescue_by_sampling_again_in_full() -> None:
         "rfx.remedy": "candidate",
         "rfx.rollout": "r0",
         "rfx.weak": False,
+        "rfx.operation": "run-1/0",
+        "rfx.attempt": 0,
     }
     assert [v["gen_ai.evaluation.score.label"] for v in verdicts].count("pass") == 1
     assert [v["rfx.remedy"] for v in verdicts[1:]] == ["retry"] * 7
@@ -225,6 +245,92 @@ def test_a_rescue_by_the_tool_and_its_repair() -> None:
         ("tool", "broken"): 1,
         ("tool", "passed"): 1,
     }
+
+
+def test_operations_attempts_and_the_tries_of_the_transport_are_told_apart() -> None:
+    seen = Seen()
+    said = ["40", Rollout("6x7", usage=Usage(10, 1, 3)), "6*7"]
+    recovery = SCENARIOS["tool"].recovery(sampler=ScriptedSampler(said), on_event=seen.hook, extra_samples=0)
+    recovery.run(STEP, run_id="run-1")
+    told = [dict(s.attributes or {}) for s in seen.children(seen.step)]
+    assert [(x["rfx.operation"], x["rfx.attempt"], x.get("rfx.tries")) for x in told] == [
+        ("run-1/0", 1, 1),
+        ("run-1/1", 1, None),
+        ("run-1/2", 2, 3),
+        ("run-1/3", 2, None),
+        ("run-1/4", 2, 1),
+        ("run-1/5", 2, None),
+        ("run-1/6", 2, None),
+    ]
+    assert {x["rfx.remedy"] for x in told[2:]} == {"tool"}
+    reserved = [dict(e.attributes or {}) for e in seen.step.events if e.name == "rfx.reserved"]
+    assert [x["rfx.operation"] for x in reserved] == ["run-1/0", "run-1/2", "run-1/3", "run-1/4", "run-1/5"]
+    assert seen.counts("rfx.requests", "rfx.request") == {("asked",): 3, ("made",): 5}
+
+
+SPEND = ("gen_ai.request.model", "gen_ai.evaluation.name", "rfx.purpose", "rfx.remedy", "rfx.share")
+
+
+def test_the_bill_is_on_the_steps_span_and_in_the_metrics() -> None:
+    seen = Seen()
+    judge = JudgeVerifier(ScriptedSampler([], last='{"nonce": "?"}'), rubric="It is right.", seed=1)
+    recovery = Recovery(
+        ScriptedSampler(["one two", "6*7"]),
+        judge,
+        remedies=[Retry(), Tool(ScriptedTool({"6*7": 42}))],
+        policy=FixedPolicy(("tool",)),
+        price=Price(prompt=1, completion=2),
+        budget=RetryBudget(attempts=3),
+        on_event=seen.hook,
+    )
+    case = recovery.run(STEP)
+    bill, about = case.bill, dict(seen.step.attributes or {})
+    assert bill.retry_estimate is not None
+    assert bill.wasted.tokens > bill.first.tokens > 0 == bill.kept.tokens
+    assert {name: about[name] for name in about if name.startswith("rfx.spent.")} == {
+        **{f"rfx.spent.{f.name}": x for f in fields(Spend) if (x := getattr(case.ledger.spent, f.name))},
+        **{f"rfx.spent.{x}.tokens": getattr(bill, x).tokens for x in ("first", "kept", "wasted")},
+        **{f"rfx.spent.{x}.usd": getattr(bill, x).usd for x in ("first", "kept", "wasted")},
+        **{f"rfx.spent.remedy.{x}.tokens": bill.by_remedy[x].tokens for x in ("tool", "human") if x in bill.by_remedy},
+        **{f"rfx.spent.remedy.{x}.usd": bill.by_remedy[x].usd for x in ("tool", "human") if x in bill.by_remedy},
+    }
+    assert about["rfx.retry_estimate.rescue"] == bill.retry_estimate.rescue
+    tokens = seen.counts("rfx.spend.tokens", *SPEND)
+    assert tokens == {
+        (
+            "none" if x.purpose == "verify" else x.model or "none",
+            x.model if x.purpose == "verify" else "none",
+            x.purpose,
+            x.remedy or "candidate",
+            x.share,
+        ): x.spent.tokens
+        for x in bill.lines
+        if x.spent.tokens
+    }
+    assert ("scripted", "none", "sample", "candidate", "first") in tokens
+    assert ("none", judge.name, "verify", "tool", "wasted") in tokens
+    assert sum(tokens.values()) == case.ledger.spent.tokens
+    assert sum(seen.counts("rfx.spend.usd", *SPEND).values()) == pytest.approx(case.ledger.spent.usd)
+    estimate = bill.retry_estimate
+    # A counter of nothing is 0.
+    assert {p.attributes["rfx.arm"]: p.value for p in seen.points("rfx.compared.rescues")} == {
+        "run": 0,
+        "retry_estimate": estimate.rescue,
+        "retry_estimate_same_spend": estimate.within,
+    }
+    assert seen.counts("rfx.compared.tokens", "rfx.arm") == {
+        ("run",): estimate.actual.tokens,
+        ("retry_estimate",): estimate.tokens,
+    }
+
+
+def test_confidence_is_on_the_span_and_in_a_histogram_where_it_is_known() -> None:
+    seen = Seen()
+    seen.hook(Finished("s", Outcome("rescued", by="retry", confidence=0.93)))
+    seen.hook(Finished("t", Outcome("unconfirmed", by="retry")))
+    assert [(s.attributes or {}).get("rfx.confidence") for s in seen.steps] == [0.93, None]
+    (known,) = seen.points("rfx.confidence")
+    assert (dict(known.attributes), known.sum, known.count) == ({"rfx.outcome": "rescued"}, 0.93, 1)
 
 
 def test_reservations_are_told_and_refusals_counted() -> None:
@@ -288,6 +394,7 @@ def test_a_person_is_waited_for_without_a_span_and_the_answer_is_linked() -> Non
     assert (answered.attributes or {})["rfx.by"] == "human"
     assert (answered.attributes or {})["rfx.spent.tokens"] == (waiting.attributes or {})["rfx.spent.tokens"] == 13
     assert seen.counts("rfx.escalations") == {(): 1}
+    assert seen.counts("rfx.escalations.closed", "rfx.outcome") == {("human",): 1}
     assert seen.counts("rfx.steps", "rfx.outcome", "rfx.by") == {("human", "human"): 1}
 
 
@@ -365,7 +472,7 @@ def test_a_judge_and_an_ancestor_are_counted() -> None:
     seen.hook(Judged("s", "r0", False, True, 0.5, "judge", Usage(7, 2, 1)))
     seen.hook(Judged("s", "r0", True, True, 0.5, "judge", Usage(7, 2, 1)))  # judged again, with peers
     seen.hook(Scored("s", "base", 2, 1, Usage(20, 0, 2), 0.2))
-    seen.hook(Finished("s", Outcome("accepted", by="retry", reason="passed")))
+    seen.hook(Finished("s", Outcome("accepted", by="retry", reason="passed"), Spend(tokens=38)))
     assert [s.name for s in seen.children(seen.step)] == ["evaluate judge", "evaluate judge", "score base"]
     assert seen.counts("rfx.attempts", "rfx.remedy", "rfx.result") == {("candidate", "failed"): 1}
     spent = {p.attributes["gen_ai.operation.name"]: 0 for p in seen.points("gen_ai.client.token.usage")}

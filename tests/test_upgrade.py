@@ -29,6 +29,7 @@ from upgrade_parts import MANIFEST, Opened, Order, accounts, asaver_of, close_to
 
 from rfx_agent import Case, Outcome, Recovery, Rollout, Step, Unresolved, Usage, Verdict, events
 from rfx_agent.adapters.graph.recovery_graph import case_of, outcome_of
+from rfx_agent.bill import Operation, PlainRetry
 from rfx_agent.budgets.step import Ledger, RetryBudget
 from rfx_agent.case import Ask, Attempt, Decision, Diagnosis
 from rfx_agent.codec import SCHEMA, dump, load, plain
@@ -532,6 +533,8 @@ def _later() -> dict[str, Any]:
             notes=("a note",),
             run_id="run-1",
             before=Spend(attempts=1),
+            operations=(Operation("verify", Spend(tokens=3), "tool", "judge", 1, ("tokens",)),),
+            plain_retry=PlainRetry((0.5, 1.5), Spend(tokens=9), 4, 1),
         ),
         "finished": load(Case, CASES["rescued-dense_steer"]["case"]),
         "step": Step.of("What is 6 times 7?", expected="42", id="six", task="till"),
@@ -571,6 +574,7 @@ def test_every_field_is_tried() -> None:
         look(record)
     raw = {Rollout: {"prompt_ids", "tokens", "logprobs"}}  # in no state
     kinds = (Case, Step, Outcome, Ask, Rollout, Verdict, Attempt, Ledger, Agreement, Decision, Diagnosis, ToolResult)
+    kinds = (*kinds, Operation, PlainRetry)
     for kind in kinds:
         assert set_[kind] == {f.name for f in fields(kind)} - raw.get(kind, set()), kind
 

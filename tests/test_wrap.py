@@ -263,8 +263,8 @@ def test_tokens_that_the_chains_models_report_are_charged(call: Callable[..., An
     with pytest.raises(Unresolved) as caught:
         call(chain, "q")
     spent = caught.value.case.ledger.spent
-    # Three draws count what they used. Two raised, and their use is unknown, so all that was reserved counts.
-    assert (spent.samples, spent.tokens) == (5, 3 * (5 + 2) + 2 * (5 + 512))
+    # Three draws count what they used. Two raised, and count their prompt, as it is estimated, and their whole cap.
+    assert (spent.samples, spent.tokens) == (5, 3 * (5 + 2) + 2 * (9 + 512))
 
 
 @both

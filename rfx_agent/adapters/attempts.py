@@ -66,6 +66,7 @@ class Made:
         error: what the thing raised; without a rollout it means that the thing itself is out of order.
         usage: what the run used.
         lost: calls of models that were lost in a run that is out of order; they are not in ``usage``.
+        gone: what those are charged; None where no model was heard of.
     """
 
     rollout: Rollout | None = None
@@ -74,13 +75,17 @@ class Made:
     error: Exception | None = None
     usage: Usage = field(default_factory=lambda: Usage(calls=1))
     lost: int = 0
+    gone: Usage | None = None
 
     @classmethod
     def broken(cls, error: Exception, again: Again) -> Made:
         """What came of a run that raised ``error``, and so is out of order."""
         heard = again.reported
-        lost = heard.lost if heard.calls else tries(error)[1]
-        return cls(error=error, usage=heard.usage(lost=False), lost=1 if lost is None else lost)
+        if heard.calls:
+            used = heard.usage(lost=False)
+            return cls(error=error, usage=used, lost=heard.lost, gone=heard.gone)
+        lost = tries(error)[1]
+        return cls(error=error, lost=1 if lost is None else lost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,15 +291,18 @@ class Attempts(Sampler):
             else:
                 notes.append(f"{self.name} was run again and gave no answer")
         lost = sum(made.lost for made in runs)
+        gone = [of_lost(request, made.lost) if made.gone is None else made.gone for made in runs]
         if errors and not rollouts:
             error, failure = errors[0]
             if isinstance(failure, SamplerError):
-                failure.calls, failure.lost, failure.usage = spent.calls, -(-lost // request.n), spent
+                heard = all(made.gone is not None or not made.lost for made in runs)
+                failure.calls, failure.lost = spent.calls, -(-lost // request.n)
+                failure.usage = sum(gone, spent) if heard else None
             if failure is error:
                 raise failure
             raise failure from error
         notes += [LOST] if lost else []
-        return SampleResult(tuple(rollouts), spent + of_lost(request, lost), tuple(dict.fromkeys(notes)))
+        return SampleResult(tuple(rollouts), sum(gone, spent), tuple(dict.fromkeys(notes)))
 
     def failure(self, error: Exception) -> RfxError:
         """``error`` of the thing, as the engine knows errors; without the key that its provider may have echoed."""

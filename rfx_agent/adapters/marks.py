@@ -10,9 +10,17 @@ from langchain_core.messages import BaseMessage
 from rfx_agent.case import Case
 from rfx_agent.records import Spend
 
-__all__ = ["marked", "marks_of"]
+__all__ = ["BUDGET", "ended_by_budget", "marked", "marks_of"]
 
 Message = TypeVar("Message", bound=BaseMessage)
+BUDGET = ("exhausted", "asked")
+"""How a run ends that its budget ended: for good, or until a person has said whether to raise it."""
+
+
+def ended_by_budget(message: BaseMessage) -> bool:
+    """Whether a run's budget stands in the place of an answer."""
+    marks = message.response_metadata.get("rfx")
+    return isinstance(marks, Mapping) and marks.get("budget") in BUDGET
 
 
 def marks_of(case: Case, spent: Spend) -> dict[str, Any]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult
 
 from rfx_agent.records import Usage
 from rfx_agent.samplers.chat.parameters import cap_in
-from rfx_agent.samplers.chat.read import Prompt, lost_usage, usage_of
+from rfx_agent.samplers.chat.read import Prompt, lost_usage, usage_of_result
 from rfx_agent.samplers.openai.provider_errors import tries
 
 __all__ = ["Reported"]
@@ -28,6 +27,7 @@ class Reported(BaseCallbackHandler):
     Attributes:
         cap: tokens that a call which was lost is taken to have written, where the model says none of its own.
         lost: tries that a provider may have worked on and that brought nothing.
+        gone: what they are charged.
     """
 
     run_inline = True
@@ -35,7 +35,7 @@ class Reported(BaseCallbackHandler):
 
     def __init__(self) -> None:
         self.cap, self.lost = 0, 0
-        self._usage, self._lost = Usage(), Usage()
+        self._usage, self.gone = Usage(), Usage()
         self._prompts: dict[UUID, tuple[Sequence[Prompt], int | None]] = {}
         self._lock = threading.Lock()
 
@@ -51,7 +51,7 @@ class Reported(BaseCallbackHandler):
             otherwise: see above.
             lost: whether with what is charged for the calls that were lost.
         """
-        return self._usage + (self._lost if lost else Usage()) if self._usage.calls else otherwise
+        return self._usage + (self.gone if lost else Usage()) if self._usage.calls else otherwise
 
     def on_chat_model_start(
         self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **more: Any
@@ -69,17 +69,9 @@ class Reported(BaseCallbackHandler):
             self._failed(run_id, 1, 1)
             return
         prompts = self._asked(run_id)[0]
-        used = Usage()
-        for at, choices in enumerate(response.generations):
-            prompt = prompts[at] if at < len(prompts) else None
-            for generation in choices:
-                message = getattr(generation, "message", None)
-                if not isinstance(message, BaseMessage):
-                    message = AIMessage(generation.text, response_metadata=response.llm_output or {})
-                used += usage_of(message, prompt=prompt)
-                prompt = None  # it is read once for all choices
+        used = usage_of_result(response, prompts)
         with self._lock:
-            self._usage += replace(used, calls=1)
+            self._usage += used
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """One model call failed. Each try that the provider may have worked on is taken to have used its whole cap."""
@@ -96,5 +88,5 @@ class Reported(BaseCallbackHandler):
         used = sum((lost_usage(prompt, cap) for prompt in prompts), Usage())
         with self._lock:
             self.lost += lost
-            self._lost += Usage(used.prompt_tokens * lost, used.completion_tokens * lost)
+            self.gone += Usage(used.prompt_tokens * lost, used.completion_tokens * lost)
             self._usage += Usage(calls=calls)

@@ -148,6 +148,12 @@ class AccountRow:
         counts = any(bucket > oldest for bucket in self.credits) or bool(self.in_window(now))
         return not self.reserved and not counts
 
+    def counts_until(self, now: int) -> int:
+        """The time until which something counts that was spent by now; ``now`` where nothing does."""
+        if not self.span or not self.in_window(now):
+            return now
+        return (max(bucket for bucket, amount in self.buckets.items() if amount) + 1) * self.width + self.span
+
     def _begin(self, now: int) -> int:
         """The bucket that the window begins in."""
         return (now - self.span) // self.width

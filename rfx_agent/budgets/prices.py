@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, time
@@ -11,7 +12,7 @@ from rfx_agent._extras import need
 from rfx_agent.budgets.step import Price
 from rfx_agent.errors import ConfigError
 
-__all__ = ["price_of"]
+__all__ = ["Prices", "price_of"]
 
 # The library's names for what a million tokens of text cost: of those read, and of those written.
 _TOKENS = (
@@ -94,6 +95,54 @@ def price_of(
         what = "written" if read else "read"
         raise ConfigError(f"price: no price of tokens {what} is known for {model!r}; {remedy}, with 0 where it is free")
     return Price(prompt=max(read), completion=max(written))
+
+
+class Prices:
+    """The prices of the models of a run, each looked up once.
+
+    Args:
+        table: as ``price_of`` takes it, or one ``Price`` of every model; None for the library's prices.
+        needed: whether money is capped. If not, only models in ``table`` have a price.
+    """
+
+    def __init__(
+        self, table: Price | Mapping[str, Price | Mapping[str, float]] | None = None, *, needed: bool = False
+    ) -> None:
+        self._one = table if isinstance(table, Price) else None
+        self._table = None if table is None or isinstance(table, Price) else dict(table)
+        for name, entry in (self._table or {}).items():
+            _own(name, entry)
+        self._needed, self._known = needed, dict[tuple[str, str], Price | None]()
+
+    def of(self, model: str, provider: str = "") -> Price | None:
+        """The price of ``model``; None where nothing needs one.
+
+        Raises:
+            ConfigError: money is capped and no price is known; an unknown price is not a free one.
+        """
+        if self._one is not None:
+            return self._one
+        if not self._needed and not self._table:
+            return None
+        key = (model, provider)
+        if key not in self._known:
+            self._known[key] = self._found(model, provider)
+        return self._known[key]
+
+    def _found(self, model: str, provider: str) -> Price | None:
+        if self._table and model in self._table:
+            return _own(model, self._table[model])
+        if not self._needed:
+            return None
+        try:
+            return price_of(model or "unknown", provider=provider or None)
+        except ConfigError as error:
+            with contextlib.suppress(ConfigError):  # the library may call the provider something else
+                return price_of(model or "unknown")
+            raise ConfigError(
+                f"the budget caps usd, and an unknown price is not a free one; {error}; for a run's budget give "
+                f"prices={{{model!r}: Price(prompt=..., completion=...)}}"
+            ) from None
 
 
 def _own(name: str, entry: Price | Mapping[str, float]) -> Price:

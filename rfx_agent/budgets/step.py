@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rfx_agent.checks import MOST_SECONDS, number, shown, spelled, whole
@@ -76,6 +76,16 @@ class RetryBudget:
         if unknown:
             raise ConfigError(f"budget: unknown cap {unknown[0]!r}; the caps are {', '.join(CAPS)}")
         return cls(**caps)
+
+    @classmethod
+    def only(cls, **caps: float | None) -> RetryBudget:
+        """A budget with these caps and no others, as for a whole agent: the defaults are for one step.
+
+        Example:
+            >>> RetryBudget.only(usd=0.5, calls=40).tokens is None
+            True
+        """
+        return cls.of({**dict.fromkeys(CAPS), **caps})
 
 
 CAPS: tuple[str, ...] = tuple(f.name for f in fields(RetryBudget))
@@ -209,6 +219,11 @@ class Purse:
         """Replace a reservation by what the action really cost."""
         with self._lock:
             self._ledger = self._ledger.settle(reserved, actual, model)
+
+    def limit(self, budget: RetryBudget) -> None:
+        """Put other caps in the place of these; what was spent stays."""
+        with self._lock:
+            self._ledger = replace(self._ledger, budget=budget)
 
     def charge(self, actual: Spend, model: str = "") -> None:
         """Record what was paid for elsewhere."""

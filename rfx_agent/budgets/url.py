@@ -1,4 +1,4 @@
-"""What every URL of a store must be, so that no part of a password is read as anything else."""
+"""What every URL of a store must be, and how it is refused: no message repeats what may hold a password."""
 
 from __future__ import annotations
 
@@ -6,7 +6,31 @@ import re
 
 from rfx_agent.errors import ConfigError
 
-__all__ = ["check_escaped"]
+__all__ = ["check_escaped", "scheme_of"]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,39}")
+
+
+def scheme_of(url: object, *, who: str, how: str) -> str:
+    """What stands before the ``://`` of a URL.
+
+    Raises:
+        ConfigError: ``url`` is not a URL. Its text is not repeated: it may be a DSN, or most of a URL, with a password.
+    """
+    if not isinstance(url, str):
+        raise ConfigError(f"{who}: url is of type {type(url).__name__}; it is a text, {how}")
+    scheme, mark, _ = url.partition("://")
+    if mark and _SCHEME.fullmatch(scheme):
+        return scheme
+    if not url.strip():
+        shape = "an empty text"
+    elif re.search(r"\w\s*=", scheme):
+        shape = "pairs of name=value, as in a DSN"
+    elif mark:
+        shape = "a text with more than a scheme before its '://'"
+    else:
+        shape = "a text without '://'"
+    raise ConfigError(f"{who}: url is {shape}, and not a URL; {how}")
 
 
 def check_escaped(url: str, *, who: str, how: str) -> None:

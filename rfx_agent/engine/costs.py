@@ -6,12 +6,14 @@ when no time is left.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rfx_agent.budgets.step import Price
-from rfx_agent.case import Case
+from rfx_agent.bill import PlainRetry
+from rfx_agent.budgets.step import CAPS, Price
+from rfx_agent.case import Case, Diagnosis
 from rfx_agent.errors import may_have_worked
 from rfx_agent.records import Message, Rollout, Spend, Usage
 
@@ -27,13 +29,16 @@ __all__ = [
     "of_failure",
     "of_scores",
     "of_usage",
+    "plain_retry",
     "prompt_tokens",
     "reported",
 ]
 
 _TEMPLATE = 64  # tokens that a chat template may add to each message's own text
+_BYTES_PER_TOKEN = 3  # as samplers estimate what nobody counted
 _PER_TOKEN = 4  # characters of a token, on average; for estimates that nothing is capped by
 _INSTANT = 0.001  # seconds
+_DRAWS = 1_000  # draws of a plain retry that has no cap, for its estimate
 
 
 def of_usage(
@@ -52,7 +57,7 @@ def of_usage(
 
 
 def reported(error: Exception | None) -> Usage:
-    """What an error says of the requests that were made before it; of those that were lost, only their number."""
+    """What an error says of the requests that were made before it; their number alone where nobody knows more."""
     used = getattr(error, "usage", None)
     return replace(used if isinstance(used, Usage) else Usage(), calls=getattr(error, "calls", 0))
 
@@ -61,19 +66,21 @@ def lost_tries(error: Exception | None) -> int:
     """Requests that brought nothing, and that a server may have worked on: most statuses say that it did not."""
     lost = getattr(error, "lost", None)
     known = reported(error).calls > 0 and may_have_worked(getattr(error, "status", None))
-    return int(known) if lost is None else max(0, int(lost))
+    return max(0, lost) if isinstance(lost, int) else int(known)
 
 
 def of_failure(run: Run, cost: Spend, error: Exception | None, *, seconds: float, price: Price | None = None) -> Spend:
     """What a call costs that ended in ``error``, and for which ``cost`` was reserved.
 
-    What a lost try cost is not known: all that was reserved counts, except the attempts, once for each.
+    What a lost try cost is not known, unless the error estimates it: all that was reserved counts, except the attempts,
+    once for each.
     """
     spent, lost = of_usage(run, reported(error), seconds=seconds, asked=1, price=price), lost_tries(error)
     if not lost:
         return spent
-    tokens, usd = cost.tokens * lost + spent.tokens, cost.usd * lost + spent.usd
-    return replace(cost, attempts=0, tokens=tokens, usd=usd, seconds=seconds, calls=spent.calls, asked=1)
+    known = spent if getattr(error, "usage", None) is not None else cost.tried(lost)
+    calls, asked = spent.calls, spent.asked
+    return replace(cost, attempts=0, tokens=known.tokens, usd=known.usd, seconds=seconds, calls=calls, asked=asked)
 
 
 def of_completion(run: Run, read: int, *, calls: int = 1, cap: int | None = None, price: Price | None = None) -> Spend:
@@ -113,10 +120,42 @@ def of_candidate(run: Run, case: Case) -> Spend:
     return of_usage(run, usage) + Spend(attempts=1)
 
 
+def plain_retry(run: Run, case: Case, diagnosis: Diagnosis) -> PlainRetry | None:
+    """What an estimate of a plain retry rests on, at the first diagnosis of a failure; None where none can be made.
+
+    A draw is expected to cost what the plain draws so far did in the mean, and a verdict what those so far did.
+    """
+    bound, posterior = diagnosis.cost.get("retry"), diagnosis.posterior.get("retry")
+    if bound is None or posterior is None:
+        return None
+    counted = [x.usage for x in case.draws("retry") if x.usage.tokens]
+    if counted:  # the prompt of a call with several choices is counted on the first of them
+        written = sum(x.completion_tokens for x in counted) / len(counted)
+        draw = of_usage(run, Usage(max(x.prompt_tokens for x in counted), math.ceil(written)))
+    elif case.rollouts:
+        draw = of_candidate(run, case)
+    else:
+        draw = replace(bound, seconds=0.0)
+    judged = max(1, sum(x.verdict is not None for x in case.rollouts))
+    verdicts = sum((x.spent for x in case.operations if x.purpose == "verify"), Spend())
+    usage = Spend(tokens=math.ceil(verdicts.tokens / judged), usd=verdicts.usd / judged)
+    each = Spend(attempts=1, samples=1, tokens=draw.tokens, usd=draw.usd, calls=1) + usage
+    most = _DRAWS
+    for cap in CAPS:  # the most that a draw can cost is reserved for it, and what it does cost is spent
+        left, need, cost = case.ledger.remaining()[cap], getattr(bound, cap), getattr(each, cap)
+        if left is None or need <= 0:
+            continue
+        room = left - need + 1e-9
+        most = 0 if room < 0 else min(most, 1 + int(room // cost)) if cost > 0 else most
+    return PlainRetry(posterior, each, most, after=len(case.operations))
+
+
 def prompt_tokens(case: Case) -> int:
     """At most so many tokens are read for the step's prompt: the server's own count, as soon as there is one."""
     known = max((x.usage.prompt_tokens for x in case.rollouts if x.remedy == "retry"), default=0)
-    return known or bytes_of(case.step.messages)
+    most = bytes_of(case.step.messages)
+    # No less than what a try that is lost is charged, whose prompt is estimated.
+    return max(known, -(-most // _BYTES_PER_TOKEN)) if known else most
 
 
 def bytes_of(messages: Sequence[Message]) -> int:

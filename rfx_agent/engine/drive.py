@@ -13,15 +13,38 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 from rfx_agent.errors import is_control_flow
 
-__all__ = ["Call", "Flow", "Reply", "TimedOut", "drive", "drive_async", "within"]
+__all__ = ["METER", "Call", "Flow", "Meter", "Reply", "TimedOut", "drive", "drive_async", "within"]
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Meter:
+    """The tries of one call, as far as its connections count them: of a call that was given up nothing else is known.
+
+    Attributes:
+        sent: tries whose request has left.
+        over: whether the call was given up, so that no further try may leave.
+    """
+
+    sent: int = 0
+    over: bool = False
+
+    @property
+    def lost(self) -> int:
+        """Tries that a server may have worked on, where the call was given up."""
+        return max(1, self.sent)
+
+
+METER: ContextVar[Meter | None] = ContextVar("rfx_agent_meter", default=None)
+"""Where the tries of the call that is under way are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +54,7 @@ class Call:
     Attributes:
         limit: seconds after which it is cancelled, or None. A sync call with a limit runs on a thread of its own,
             with the caller's context; one that hangs keeps that thread.
+        meter: counts its tries.
     """
 
     run: Callable[..., Any]
@@ -38,6 +62,7 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     limit: float | None = None
+    meter: Meter = field(default_factory=Meter, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +124,7 @@ async def _gather(calls: tuple[Call, ...]) -> tuple[Reply, ...]:
 
 
 def _perform(call: Call) -> Reply:
-    started = time.perf_counter()
+    started, token = time.perf_counter(), METER.set(call.meter)
     try:
         if call.limit is None:
             value, failed = call.run(*call.args, **call.kwargs), None
@@ -109,6 +134,10 @@ def _perform(call: Call) -> Reply:
         if is_control_flow(error):
             raise
         value, failed = None, error
+        if isinstance(error, TimedOut):
+            call.meter.over, error.lost = True, call.meter.lost
+    finally:
+        METER.reset(token)
     return Reply(value, failed, time.perf_counter() - started)
 
 
@@ -116,6 +145,7 @@ async def _aperform(call: Call) -> Reply:
     started = time.perf_counter()
     scope = asyncio.timeout(call.limit)
     failed: Exception | None = None
+    token = METER.set(call.meter)
     try:
         async with scope:
             value = await call.arun(*call.args, **call.kwargs)
@@ -123,14 +153,21 @@ async def _aperform(call: Call) -> Reply:
         if is_control_flow(error):
             raise
         late = call.limit is not None and scope.expired() and isinstance(error, TimeoutError)
-        value, failed = None, TimedOut(call.limit or 0) if late else error
+        value, failed = None, TimedOut(call.limit or 0, lost=call.meter.lost) if late else error
+    finally:
+        METER.reset(token)
     return Reply(value, failed, time.perf_counter() - started)
 
 
 class TimedOut(Exception):
-    """A call that did not end within its limit, and was left behind. What it cost is not known."""
+    """A call that did not end within its limit, and was left behind. What it cost is not known.
 
-    def __init__(self, limit: float) -> None:
+    Attributes:
+        lost: its tries so far; at least one.
+    """
+
+    def __init__(self, limit: float, *, lost: int = 1) -> None:
+        self.lost = lost
         super().__init__(f"it did not end within {limit:.3g} s")
 
 
@@ -194,10 +231,13 @@ class _Worker(threading.Thread):
                 return
             job.perform()
             del job  # or the last call's arguments would live as long as the thread waits
+            if len(_idle) >= _SPARE:  # after many that hung at once
+                return
             _idle.append(self)
 
 
 _IDLE = 30.0  # seconds that a thread waits for a job
+_SPARE = 8  # threads that wait
 _idle: deque[_Worker] = deque()
 if hasattr(os, "register_at_fork"):  # threads do not come along into a forked process
     os.register_at_fork(after_in_child=_idle.clear)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
+from rfx_agent.bill import Operation
 from rfx_agent.case import Case
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow, Reply, TimedOut
@@ -126,10 +127,8 @@ def price_of_verdicts(run: Run, replies: Sequence[Reply], bound: Spend | None = 
         usage = reply.value.usage if reply.error is None else costs.reported(reply.error)
         one = costs.of_usage(run, usage, seconds=reply.seconds, asked=int(usage.calls > 0))
         spent = one if spent is _NOTHING else spent + one
-    times = max((max(isinstance(x.error, TimedOut), costs.lost_tries(x.error)) for x in replies), default=0)
-    if bound is not None and times:
-        return replace(bound, tokens=bound.tokens * times, usd=bound.usd * times, seconds=spent.seconds)
-    return spent
+    times = max((costs.lost_tries(x.error) for x in replies), default=0)
+    return spent if bound is None or not times else replace(bound.tried(times), seconds=spent.seconds)
 
 
 def _judge(
@@ -145,15 +144,20 @@ def _judge(
     verdicts: dict[str, Verdict] = {x.id: x.verdict or _UNPAID for x in wanted}
     yield from read(wanted)
     due, cost = (wanted, None) if replies is not None else _affordable(run, case, wanted)
-    told = True
+    told, operation = True, case.next_operation
+    newest = max(wanted, key=lambda x: x.attempt)  # others are judged again because of it
+    remedy, attempt = case.source(newest), newest.attempt
     if cost is None:
         most: Spend | None = None
         if replies is None:
             replies = yield tuple([verdict_call(run, case.step, x, peers) for x in due])
         elif (usage := run.verifier.bound(case.step, due[0])) is not None:  # ``judged`` has asked, and it costs
             most = costs.of_usage(run, usage)
-            run.emit(Reserved(case.step.id, "verify", most, run_id=case.run_id))
-        case = replace(case, ledger=case.ledger.charge(price_of_verdicts(run, replies, most), name))
+            run.emit(Reserved(case.step.id, "verify", most, run_id=case.run_id, operation=operation, attempt=attempt))
+        spent = price_of_verdicts(run, replies, most)
+        case = replace(case, ledger=case.ledger.charge(spent, name))
+        if due:
+            case = case.paid(Operation("verify", spent, remedy, name if spent.calls else "", attempt))
     else:
         bound, calls = cost, tuple([verdict_call(run, case.step, x, peers) for x in due])
         case, paid = yield from run.pay(
@@ -166,6 +170,8 @@ def _judge(
                 gives=Verdict,
                 price=lambda given: price_of_verdicts(run, given, bound),
                 model=name,
+                remedy=remedy,
+                attempt=attempt,
             ),
         )
         replies, told = paid.replies, not paid.replayed
@@ -175,8 +181,9 @@ def _judge(
         if told:
             said = (verdict.passed, verdict.weak, reply.seconds, name, verdict.usage)
             kind = kind_of(replace(rollout, verdict=verdict))
-            remedy = "" if rollout.round is None else rollout.remedy  # no remedy made what came from outside
-            run.emit(Judged(case.step.id, rollout.id, *said, kind, remedy, run_id=case.run_id))
+            by = "" if rollout.round is None else rollout.remedy  # no remedy made what came from outside
+            made = Judged(case.step.id, rollout.id, *said, kind, by, run_id=case.run_id)
+            run.emit(replace(made, operation=operation, attempt=rollout.attempt))
     seen = [replace(x, verdict=verdicts.get(x.id, x.verdict)) for x in peers]
     return replace(case, rollouts=tuple(replace(x, kind=kind_of(x)) for x in seen))
 
@@ -241,7 +248,7 @@ def _scored(run: Run, case: Case, failed: list[Rollout]) -> Flow[tuple[Case, Tab
     def price(replies: tuple[Reply, ...]) -> Spend:
         (reply,) = replies
         if isinstance(reply.error, TimedOut):
-            return replace(cost, seconds=reply.seconds)
+            return replace(cost.tried(reply.error.lost), seconds=reply.seconds)
         if reply.error is not None:
             return costs.of_failure(run, cost, reply.error, seconds=reply.seconds)
         return costs.of_usage(run, usage(reply), seconds=reply.seconds) + Spend(asked=1)
@@ -265,6 +272,8 @@ def _scored(run: Run, case: Case, failed: list[Rollout]) -> Flow[tuple[Case, Tab
             price=price,
             model=scorer.name,
             tell=tell,
+            remedy=case.source(failed[-1]),
+            attempt=failed[-1].attempt,
         ),
     )
     if paid.refused:

@@ -10,6 +10,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from rfx_agent.accepted import CandidateLike, candidate_of
+from rfx_agent.budgets.ambient import current
 from rfx_agent.budgets.step import Ledger
 from rfx_agent.case import Attempt, Case, Outcome
 from rfx_agent.checks import shown
@@ -134,8 +135,9 @@ def judged(run: Run, step: Step, candidate: Rollout, ledger: Ledger | None = Non
     ledger = Ledger(run.settings.budget) if ledger is None else ledger
     yield from read((candidate,))
     bound = run.verifier.bound(step, candidate)
-    if bound is not None and (run.settings.shared is not None or ledger.shortfall(costs.of_usage(run, bound))):
-        # To be reserved in a shared budget, or more than the step's own can pay: that takes a case.
+    elsewhere = bound is not None and (run.settings.shared is not None or current() is not None)
+    if bound is not None and (elsewhere or ledger.shortfall(costs.of_usage(run, bound))):
+        # To be reserved in another budget, or more than the step's own can pay: that takes a case.
         case = yield from examine(run, start(run, step, candidate, ledger=ledger))
         return First(step, candidate, ledger, _accepts(run, case.rollouts[0].verdict), case=case)
     replies = yield (verdict_call(run, step, candidate, (candidate,)),)
@@ -199,6 +201,8 @@ def diagnose(run: Run, case: Case, *, human: bool) -> Flow[Case]:
     scored, priced = settings.scorer is not None and run.sampler is not None, settings.price is not None
     standing = None if passed is None else passed.id
     diagnosis = diagnose_case(case, settings.calibration, options, passed=standing, scored=scored, priced=priced)
+    if first and passed is None:
+        case = replace(case, plain_retry=costs.plain_retry(run, case, diagnosis))
     decision = settings.policy.decide(diagnosis, case.ledger)
     case = replace(case, diagnosis=diagnosis, decisions=(*case.decisions, decision))
     run.emit(Decided(case.step.id, decision, run_id=case.run_id))

@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
+from rfx_agent.bill import Operation, Purpose
+from rfx_agent.budgets import ambient
+from rfx_agent.budgets.charge import Charge, same_limits
 from rfx_agent.budgets.limits import Grant, Refused, Replayed, Reservation
 from rfx_agent.budgets.step import Purse
 from rfx_agent.case import Case, Outcome
@@ -22,7 +25,7 @@ from rfx_agent.codec import SCHEMA, load, plain
 from rfx_agent.engine.drive import Call, Flow, Reply
 from rfx_agent.engine.settings import Settings
 from rfx_agent.errors import StoreError
-from rfx_agent.events import Event, Finished, Purpose, Reserved
+from rfx_agent.events import Done, Event, Finished, Reserved
 from rfx_agent.evidence.verdicts import learn
 from rfx_agent.policies.default import DefaultPolicy
 from rfx_agent.policies.fixed import FixedPolicy
@@ -40,7 +43,7 @@ def _values(replies: tuple[Reply, ...]) -> tuple[Any, ...] | None:
     return None if any(x.error is not None for x in replies) else tuple(x.value for x in replies)
 
 
-def _silent(_: tuple[Reply, ...]) -> Iterable[Event]:
+def _silent(_: tuple[Reply, ...]) -> Iterable[Done]:
     return ()
 
 
@@ -64,6 +67,8 @@ class Purchase:
         flight: whether it counts as a recovery in flight.
         insist: whether the calls are made without the shared budget where its store cannot be reached.
         elsewhere: whether ``model`` is another one than the deployment's: shared limits by model then hold for it.
+        remedy: what it is done for; "" for the first answer.
+        attempt: which attempt of the case it belongs to (see ``events``).
     """
 
     purpose: Purpose
@@ -74,11 +79,13 @@ class Purchase:
     price: Callable[[tuple[Reply, ...]], Spend]
     model: str = ""
     keep: Callable[[tuple[Reply, ...]], tuple[Any, ...] | None] = _values
-    tell: Callable[[tuple[Reply, ...]], Iterable[Event]] = _silent
+    tell: Callable[[tuple[Reply, ...]], Iterable[Done]] = _silent
     normal: bool = False
     flight: bool = True
     insist: bool = False
     elsewhere: bool = False
+    remedy: str = ""
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,7 @@ class Paid:
     Attributes:
         replies: one for each call; none where it was refused.
         replayed: whether they come from the record of a process that died.
+        spent: what they cost.
         refused: the caps or accounts that had no room, "store" where the store could not be reached; then no call
             was made.
         shared: whether the shared budget refused.
@@ -97,6 +105,7 @@ class Paid:
 
     replies: tuple[Reply, ...] = ()
     replayed: bool = False
+    spent: Spend = Spend()
     refused: tuple[str, ...] = ()
     shared: bool = False
     why: str = ""
@@ -161,9 +170,12 @@ class Run:
         learn(self.settings.right_rates, case)
         regime = next((x.regime for x in reversed(case.decisions) if x.regime is not None), None)
         first = next((x.usage for x in case.rollouts if x.round is None), Usage())
-        bill = (case.ledger.spent - case.before, first, regime, case.step.task)
-        self.emit(Finished(case.step.id, outcome, *bill, run_id=case.run_id))
-        return replace(case, outcome=outcome)
+        case = replace(case, outcome=outcome)
+        if self.on_event is None:
+            return case
+        told = (case.ledger.spent - case.before, first, regime, case.step.task, case.bill)
+        self.emit(Finished(case.step.id, outcome, *told, run_id=case.run_id))
+        return case
 
     def short(self, case: Case, purpose: Purpose, cost: Spend) -> tuple[str, ...]:
         """The step's own caps that ``cost`` would cross, told to the hook; empty when it can be paid."""
@@ -180,24 +192,42 @@ class Run:
         if self.settings.shared is not None:
             name = f"{case.run_id}/{case.holds}/{item.purpose}/{_digest(item.about)}"
             case = replace(case, holds=case.holds + 1)
-        paid = yield from self.buy(purse, item, step_id=case.step.id, run_id=case.run_id, name=name)
-        case = replace(case, ledger=purse.ledger).note(*paid.notes)
+        about = {"step_id": case.step.id, "run_id": case.run_id, "operation": case.next_operation}
+        paid = yield from self.buy(purse, item, **about, name=name)
+        model = item.model if paid.spent.calls else ""
+        done = Operation(item.purpose, paid.spent, item.remedy, model, item.attempt, paid.refused)
+        case = replace(case, ledger=purse.ledger).paid(done).note(*paid.notes)
         if paid.shared and item.elsewhere:
             case = case.note(paid.why)
         elif paid.shared and item.purpose != "escalate":  # a person may still be asked
             case = replace(case, blocked=paid.why, blocked_by=f"budget:{paid.refused[0]}")
         return case, paid
 
-    def buy(self, purse: Purse, item: Purchase, *, step_id: str, run_id: str = "", name: str = "") -> Flow[Paid]:
-        """Make the calls of ``item`` on ``purse``, and on the shared budget where they have a ``name`` there."""
-        cost = item.cost
+    def buy(
+        self, purse: Purse, item: Purchase, *, step_id: str, run_id: str = "", operation: str = "", name: str = ""
+    ) -> Flow[Paid]:
+        """Make the calls of ``item`` on ``purse``, and on the shared budget where they have a ``name`` there.
+
+        Where a budget holds for everything that runs here (``budgets/ambient.py``), they are reserved in it first. A
+        model that LangChain calls inside pays there by itself; then the reservation makes way for it.
+        """
+        cost, at = item.cost, item.attempt
 
         def reserved(*caps: str) -> None:
-            self.emit(Reserved(step_id, item.purpose, cost, caps, run_id=run_id))
+            self.emit(Reserved(step_id, item.purpose, cost, caps, run_id=run_id, operation=operation, attempt=at))
 
         if caps := purse.reserve(cost):
             reserved(*caps)
             return Paid(refused=caps, why=f"The budget has too few {caps[0]} left.")
+        hold: ambient.Hold | None = None
+        if (scope := ambient.current()) is not None and not item.insist:  # a person is never the wrong one to ask
+            held = yield from self._held(scope, item)
+            if not isinstance(held, ambient.Hold):
+                purse.settle(cost, Spend())
+                refusal = _refusal(held)
+                reserved(*refusal.refused)
+                return refusal
+            hold = held
         reserved()
         reservation: Reservation | None = None
         notes: tuple[str, ...] = ()
@@ -206,35 +236,42 @@ class Run:
             if isinstance(grant, Replayed):
                 spent, replies = _replayed(grant.record, item)
                 purse.settle(cost, spent, item.model)
-                return Paid(replies, replayed=True)
+                yield from _ended(hold, replayed=spent)
+                return Paid(replies, replayed=True, spent=spent)
             if isinstance(grant, Reservation):
                 reservation = grant
             elif isinstance(grant, StoreError) and item.insist:
                 notes = (f"{item.purpose} without the shared budget: {grant}",)
             else:
                 purse.settle(cost, Spend())
+                yield from _ended(hold, replayed=Spend())
                 refusal = _refusal(grant)
                 reserved(*refusal.refused)
                 return refusal
         try:
-            replies = (yield item.calls) if item.calls else ()
+            with ambient.purchase(hold):
+                replies = (yield item.calls) if item.calls else ()
         except GeneratorExit:
             raise
         except BaseException:
             # Cancelled, or steering the graph, in mid-call: nobody knows what it cost, so all that was reserved.
-            purse.settle(cost, cost, item.model)
+            lost = cost.tried(max((x.meter.lost for x in item.calls), default=1))
+            purse.settle(cost, lost, item.model)
+            yield from _ended(hold, self._charge(item, lost))
             if reservation is not None:
-                yield from self._settled(reservation, cost, None)
+                yield from self._settled(reservation, lost, None)
             raise
         try:
             actual = item.price(replies)
         except Exception:
             # A port broke its contract. What the call cost is not known, so all that was reserved.
             purse.settle(cost, cost, item.model)
+            yield from _ended(hold)
             if reservation is not None:
                 yield from self._settled(reservation, cost, None)
             raise
         purse.settle(cost, actual, item.model)
+        yield from _ended(hold, self._charge(item, actual))
         if reservation is not None:
             kept = item.keep(replies)
             record = None if kept is None else _record(actual, replies, kept)
@@ -242,8 +279,29 @@ class Run:
             if item.normal and self.settings.shared is not None:
                 self.settings.shared.deposit(actual)
         for event in item.tell(replies):
-            self.emit(event)
-        return Paid(replies, notes=notes)
+            self.emit(replace(event, operation=operation, attempt=at))
+        return Paid(replies, spent=actual, notes=notes)
+
+    def _charge(self, item: Purchase, spend: Spend) -> Charge:
+        """``spend`` on ``item``, for the budget that holds here: a scope's own clock counts its time."""
+        asks = bool(item.cost.samples or item.cost.tokens or item.cost.calls)
+        return Charge(
+            spend=replace(spend, seconds=0.0, tool_seconds=0.0),
+            model=item.model,
+            priced=self.settings.price is not None,
+            tool=not asks and item.cost.tool_seconds > 0,
+            flight=asks,
+        )
+
+    def _held(self, scope: ambient.Scope, item: Purchase) -> Flow[ambient.Hold | ambient.Short | StoreError]:
+        """What the budget that holds here says. What the engine charges in a shared one is not charged there again."""
+        shared = self.settings.shared
+        covered = () if shared is None else (same_limits(shared),)
+        args = (self._charge(item, item.cost),)
+        said: ambient.Hold | ambient.Short | StoreError = yield from _stored(
+            Call(scope.reserve, scope.areserve, args, {"covered": covered})
+        )
+        return said
 
     def _granted(self, name: str, item: Purchase) -> Flow[Grant | StoreError]:
         """What the shared budget says; the error as a value where it cannot be asked."""
@@ -270,7 +328,21 @@ def _stored(call: Call) -> Flow[Any]:
     return reply.error or reply.value
 
 
-def _refusal(why: Refused | StoreError) -> Paid:
+def _ended(hold: ambient.Hold | None, actual: Charge | None = None, *, replayed: Spend | None = None) -> Flow[None]:
+    """Settle ``hold``: by what the calls cost, except what models inside have paid; or by what was paid before."""
+    if hold is None:
+        return
+    if replayed is not None:
+        yield (Call(hold.release, hold.arelease, (replayed,)),)
+        return
+    if actual is not None and hold.inside.calls:
+        actual = replace(actual, spend=hold.rest(actual.spend))
+    yield (Call(hold.settle, hold.asettle, (actual,)),)
+
+
+def _refusal(why: Refused | StoreError | ambient.Short) -> Paid:
+    if isinstance(why, ambient.Short):
+        return Paid(refused=why.caps or why.accounts, shared=True, why=why.sentence)
     if isinstance(why, Refused):
         said = f"The shared budget has no room: {', '.join(why.accounts)}."
         return Paid(refused=why.accounts, shared=True, why=said)

@@ -64,6 +64,8 @@ def open_case(run: Run, case: Case, *, human: bool, otherwise: Outcome | None = 
             tell=lambda _: [Escalated(case.step.id, deadline, run_id=case.run_id)],
             flight=False,
             insist=True,  # a person is never the wrong one to ask
+            remedy="human",
+            attempt=len(case.attempts) + 1,
         ),
     )
     if paid.refused:

@@ -184,7 +184,10 @@ def _tried(case: Case) -> str:
 def _spent(case: Case) -> str:
     spent = case.ledger.spent
     money = f", USD {spent.usd:.4f}" if spent.usd else ""
-    return f"{spent.samples} samples, {spent.tokens:,} tokens, {spent.seconds:.1f} s{money}"
+    by = {name: x.tokens for name, x in case.bill.by_remedy.items() if x.tokens}
+    parts = ", ".join(f"{_name(name or 'first answer')} {n:,}" for name, n in by.items())
+    of_it = f"; tokens by remedy: {parts}" if len(by) > 1 else ""
+    return f"{spent.samples} samples, {spent.tokens:,} tokens, {spent.seconds:.1f} s{money}{of_it}"
 
 
 def _replies(

@@ -13,7 +13,7 @@ from rfx_agent.case import Case, Outcome
 from rfx_agent.errors import EscalationError
 from rfx_agent.escalation.request import ACTION, applies, proposed
 
-__all__ = ["EXPIRED", "Approve", "Edit", "HumanReply", "Reject", "Respond", "apply_reply"]
+__all__ = ["EXPIRED", "Approve", "Edit", "HumanReply", "Reject", "Respond", "apply_reply", "decision_of"]
 
 EXPIRED = {"type": "expired"}
 """What a sweep replies where nobody answered. Before the deadline it is refused."""
@@ -111,10 +111,23 @@ def apply_reply(case: Case, reply: Any, *, now: float) -> Case:
         return _apply(case, decided, f"deadline:{kind}", f"The default applied, {kind}: {why}.")
     if reply == EXPIRED:
         raise EscalationError("escalation: the deadline has not passed yet; reply, or look again after it")
+    decision = decision_of(reply)
+    return _apply(case, decision, f"human:{decision.type}", f"A person answered: {decision.type}.")
+
+
+def decision_of(reply: Any) -> Approve | Edit | Reject | Respond:
+    """What a person decided.
+
+    Args:
+        reply: ``{"decisions": [...]}`` with one decision, or one decision.
+
+    Raises:
+        EscalationError: it is no such reply.
+    """
     if isinstance(reply, Mapping) and "type" in reply:
         reply = {"decisions": [reply]}
     try:
-        decision = _REPLY.validate_python(reply).decisions[0]
+        return _REPLY.validate_python(reply).decisions[0]
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "reply"
@@ -122,7 +135,6 @@ def apply_reply(case: Case, reply: Any, *, now: float) -> Case:
             f"escalation: {place}: {first['msg']}; reply with "
             '{"decisions": [{"type": "approve" | "edit" | "reject" | "respond", ...}]}'
         ) from error
-    return _apply(case, decision, f"human:{decision.type}", f"A person answered: {decision.type}.")
 
 
 def _apply(case: Case, decision: Approve | Edit | Reject | Respond, reason: str, sentence: str) -> Case:

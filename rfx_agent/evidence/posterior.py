@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from rfx_agent.errors import ConfigError
 
-__all__ = ["Beta", "from_mean_variance", "mean", "moments", "prob_any", "update"]
+__all__ = ["Beta", "expected_tries", "from_mean_variance", "mean", "moments", "prob_any", "update"]
 
 Beta: TypeAlias = tuple[float, float]
 """Parameters (alpha, beta) of a Beta distribution, both positive and finite."""
@@ -53,12 +53,35 @@ def prob_any(posterior: Beta, n: int) -> float:
     Raises:
         ConfigError: parameters that are not positive and finite, or a negative ``n``.
     """
+    return float(-np.expm1(_failing(posterior, n).sum())) + 0.0
+
+
+def expected_tries(posterior: Beta, n: int) -> float:
+    """Attempts expected where the first pass ends them, and after ``n`` there are no more.
+
+    The sum over i < n of the probability that the first i attempts all fail, each as in ``prob_any``.
+
+    Example:
+        >>> expected_tries((1.0, 3.0), 2)
+        1.75
+
+    Raises:
+        ConfigError: parameters that are not positive and finite, or a negative ``n``.
+    """
+    failing = _failing(posterior, n)
+    return float(np.exp(np.cumsum(failing[:-1])).sum()) + 1.0 if len(failing) else 0.0
+
+
+def _failing(posterior: Beta, n: int) -> npt.NDArray[np.float64]:
+    """Logarithm of the probability that attempt i fails where all before it did, shape (n,)."""
     a, b = _checked(posterior)
     i = np.arange(_count(n, "n"), dtype=np.float64)
     share = a / (a + b + i)
     # Each form where it keeps its digits: log1p for small rates, the quotient for rates near 1.
-    none = np.where(share < 0.5, np.log1p(-np.minimum(share, 0.5)), np.log((b + i) / (a + b + i)))
-    return float(-np.expm1(none.sum())) + 0.0
+    failing: npt.NDArray[np.float64] = np.where(
+        share < 0.5, np.log1p(-np.minimum(share, 0.5)), np.log((b + i) / (a + b + i))
+    )
+    return failing
 
 
 def moments(rates: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Beta:

@@ -13,7 +13,7 @@ from rfx_agent.case import Attempt, Case
 from rfx_agent.engine import costs
 from rfx_agent.engine.drive import Call, Flow, Reply, TimedOut
 from rfx_agent.engine.run import Purchase, Run
-from rfx_agent.errors import CircuitOpen, SamplerError, SamplerTimeout
+from rfx_agent.errors import BudgetExhausted, CircuitOpen, SamplerError, SamplerTimeout
 from rfx_agent.events import Sampled
 from rfx_agent.fence import one_line
 from rfx_agent.ports import Sampler
@@ -98,7 +98,7 @@ def ask_model(run: Run, case: Case, remedy: str, n: int, asked: Asked) -> Flow[t
     def price(replies: tuple[Reply, ...]) -> Spend:
         (reply,) = replies
         if isinstance(reply.error, TimedOut):
-            return replace(cost, seconds=reply.seconds)
+            return replace(cost.tried(reply.error.lost), seconds=reply.seconds)
         if reply.error is not None:
             return costs.of_failure(run, cost, reply.error, seconds=reply.seconds, price=asked.price)
         made = len(reply.value.rollouts)
@@ -113,9 +113,9 @@ def ask_model(run: Run, case: Case, remedy: str, n: int, asked: Asked) -> Flow[t
             error = SamplerTimeout(f"it did not answer within the {reply.seconds:.3g} s that the budget had left")
         if error is not None and not isinstance(error, SamplerError):
             broken = SamplerError(f"{model}: {type(error).__name__}: {error}")
-            if not asked.elsewhere:
+            if not asked.elsewhere and not isinstance(error, BudgetExhausted):
                 raise broken from error
-            error = broken  # a second model that is out of order ends nothing
+            error = broken  # a second model that is out of order ends nothing, nor does the budget of the run
         result = SampleResult((), costs.reported(error)) if error is not None else reply.value
         failure = "" if result.rollouts else f"{model} gave nothing: {error or 'no completion came back'}"
         return result, one_line(failure, _FAILURE)
@@ -139,6 +139,8 @@ def ask_model(run: Run, case: Case, remedy: str, n: int, asked: Asked) -> Flow[t
             tell=tell,
             normal=asked.normal,
             elsewhere=asked.elsewhere,
+            remedy="" if asked.normal else remedy,
+            attempt=len(case.attempts) + 1,
         ),
     )
     if paid.refused:
@@ -167,4 +169,6 @@ def before_junction(case: Case) -> str:
 def _blocks(error: Exception | None) -> str:
     if isinstance(error, TimedOut):
         return "budget:seconds"
+    if isinstance(error, BudgetExhausted):
+        return f"budget:{(*error.caps, *error.accounts, 'run')[0]}"
     return "circuit_open" if isinstance(error, CircuitOpen) else "sampler_error"

@@ -171,6 +171,8 @@ class Custom(Remedy, ABC):
                 gives=ToolResult,
                 price=price,
                 tell=tell,
+                remedy=self.name,
+                attempt=len(case.attempts) + 1,
             ),
         )
         if paid.refused:

@@ -124,7 +124,17 @@ def _run_tool(run: Run, case: Case, tool: ports.Tool, text: str) -> Flow[tuple[C
     about = (tool.name, source)
     case, paid = yield from run.pay(
         case,
-        Purchase(purpose="tool", cost=tool.bound, calls=(call,), about=about, gives=ToolResult, price=price, tell=tell),
+        Purchase(
+            purpose="tool",
+            cost=tool.bound,
+            calls=(call,),
+            about=about,
+            gives=ToolResult,
+            price=price,
+            tell=tell,
+            remedy="tool",
+            attempt=len(case.attempts) + 1,
+        ),
     )
     if paid.refused:
         why = paid.why if paid.shared else "the budget cannot pay for a run of the tool"

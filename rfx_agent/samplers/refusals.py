@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-__all__ = ["REFUSALS", "refused_parameter"]
+__all__ = ["MOST_SAID", "REFUSALS", "refused_parameter"]
 
 REFUSALS = frozenset({400, 403, 404, 422, 501})
 """Statuses under which a server may say that it does not take a parameter."""
 
-_READ = 16_000  # characters of an error that are read
+MOST_SAID = 16_000
+"""Characters of an error that are looked at."""
+
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|only the default|may only be|unrecogni[sz]ed|unknown|unexpected|deprecated"
     r"|extra inputs|not (permitted|allowed)|cannot (both )?be (set|used|specified|combined)"
@@ -44,7 +46,7 @@ def refused_parameter(sent: Collection[str], said: str, *, strict: bool = False)
         >>> refused_parameter(["temperature"], "Unsupported value: 'temperature' does not support 0.6")
         'temperature'
     """
-    said = said[:_READ]
+    said = said[:MOST_SAID]
     for parameter, (words, unsupported) in _NAMED.items():
         told = not (unsupported or strict) or _UNSUPPORTED.search(said)
         if parameter in sent and told and words.search(said):

@@ -72,9 +72,9 @@ def of_lost(request: SampleRequest, tries: int, *, draws: int = 1) -> Usage:
 
     Example:
         >>> of_lost(SampleRequest(({"role": "user", "content": "3 + 4?"},), max_tokens=64), 2)
-        Usage(prompt_tokens=30, completion_tokens=128, calls=0)
+        Usage(prompt_tokens=26, completion_tokens=128, calls=0)
     """
-    prompt = estimate_tokens(json.dumps(request.messages, default=str) + (request.prefix or ""))
+    prompt = estimate_tokens(json.dumps(request.messages, default=str, ensure_ascii=False) + (request.prefix or ""))
     return Usage(prompt * tries, request.max_tokens * draws * tries)
 
 

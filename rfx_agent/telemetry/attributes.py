@@ -11,17 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TypeAlias
 
+from rfx_agent.bill import Bill
 from rfx_agent.case import Decision, Outcome
 from rfx_agent.events import Judged, Reserved, Sampled, Scored, ToolRan
 from rfx_agent.records import Spend, Usage
 
 __all__ = [
     "ERROR_TYPE",
+    "EVALUATION",
     "MODEL",
     "OPERATION",
     "PROVIDER",
     "TOKEN_TYPE",
     "Attributes",
+    "billed",
     "decided",
     "finished",
     "judged",
@@ -36,6 +39,7 @@ __all__ = [
 Attributes: TypeAlias = dict[str, str | bool | int | float | Sequence[str] | Sequence[float]]
 
 ERROR_TYPE = "error.type"
+EVALUATION = "gen_ai.evaluation.name"
 MODEL = "gen_ai.request.model"
 OPERATION = "gen_ai.operation.name"
 PROVIDER = "gen_ai.provider.name"
@@ -57,17 +61,19 @@ def sampled(event: Sampled, provider: str) -> Attributes:
         made["gen_ai.request.temperature"] = event.temperature
     if event.asked != 1:
         made["gen_ai.request.choice.count"] = event.asked
-    return made | _usage(event.usage)
+    return made | _usage(event.usage) | _which(event)
 
 
 def tool_ran(event: ToolRan) -> Attributes:
     """Of a tool run's span. That the program failed is a finding, not an error."""
-    return {
+    made: Attributes = {
         OPERATION: "execute_tool",
         "gen_ai.tool.name": event.tool,
         "gen_ai.tool.type": "function",
+        "rfx.remedy": event.remedy,
         "rfx.tool.failed": event.failed,
     }
+    return made | _which(event)
 
 
 def judged(event: Judged, remedy: str) -> Attributes:
@@ -82,8 +88,8 @@ def judged(event: Judged, remedy: str) -> Attributes:
     if event.kind is not None:
         made["rfx.kind"] = event.kind
     if event.verifier:
-        made["gen_ai.evaluation.name"] = event.verifier
-    return made | _usage(event.usage)
+        made[EVALUATION] = event.verifier
+    return made | _usage(event.usage) | _which(event)
 
 
 def scored(event: Scored, provider: str) -> Attributes:
@@ -95,7 +101,7 @@ def scored(event: Scored, provider: str) -> Attributes:
         "rfx.rollouts": event.rollouts,
         "rfx.scored": event.scored,
     }
-    return made | _usage(event.usage)
+    return made | _usage(event.usage) | _which(event)
 
 
 def reserved(event: Reserved) -> Attributes:
@@ -103,7 +109,7 @@ def reserved(event: Reserved) -> Attributes:
     made: Attributes = {"rfx.purpose": event.purpose} | _amounts("rfx.cost", event.cost)
     if event.refused:
         made["rfx.refused"] = event.refused
-    return made
+    return made | _which(event)
 
 
 def decided(decision: Decision) -> Attributes:
@@ -135,6 +141,8 @@ def finished(outcome: Outcome) -> Attributes:
     made: Attributes = {"rfx.outcome": outcome.status, "rfx.reason": outcome.reason, "rfx.weak": outcome.weak}
     if outcome.by is not None:
         made["rfx.by"] = outcome.by
+    if outcome.confidence is not None:
+        made["rfx.confidence"] = float(outcome.confidence)
     if outcome.status in ("unresolved", "unasked"):
         made[ERROR_TYPE] = outcome.reason or "unresolved"
     return made
@@ -155,6 +163,29 @@ def words(outcome: Outcome) -> Attributes:
 def spent(spend: Spend) -> Attributes:
     """What a step came to. Not under ``gen_ai.usage``: sums over a trace would count its calls twice."""
     return {"rfx.spent.tokens": 0} | _amounts("rfx.spent", spend)
+
+
+def billed(bill: Bill) -> Attributes:
+    """What a step's spending was good for, and the estimate of a plain retry in its place."""
+    made: Attributes = {}
+    for share in ("first", "kept", "wasted"):
+        spend: Spend = getattr(bill, share)
+        made |= {f"rfx.spent.{share}.tokens": spend.tokens, f"rfx.spent.{share}.usd": spend.usd}
+    for remedy, spend in bill.by_remedy.items():
+        if remedy:
+            named = f"rfx.spent.remedy.{remedy}"
+            made |= {f"{named}.tokens": spend.tokens, f"{named}.usd": spend.usd}
+    if (estimate := bill.retry_estimate) is not None:
+        for name in ("draws", "tokens", "usd", "rescue", "within"):
+            made[f"rfx.retry_estimate.{name}"] = float(getattr(estimate, name))
+    return made
+
+
+def _which(event: Sampled | Judged | Scored | ToolRan | Reserved) -> Attributes:
+    """The operation, its attempt, and the requests that it took of the transport."""
+    made: Attributes = {"rfx.operation": event.operation, "rfx.attempt": event.attempt} if event.operation else {}
+    usage = getattr(event, "usage", None)
+    return made | {"rfx.tries": usage.calls} if usage is not None and usage.calls else made
 
 
 def _usage(usage: Usage) -> Attributes:

@@ -26,7 +26,9 @@ class Telemetry:
     Names follow OpenTelemetry's GenAI conventions where these have one; what is ours begins with ``rfx.``. A step's
     span ``recover_step`` has the children ``chat {model}``, ``evaluate {verifier}``, ``execute_tool {tool}`` and
     ``score {model}``; decisions, reservations and escalations are events on it. The span that is active when a step
-    begins is its parent. Attempts carry ``rfx.tag`` (``retry:attempt:N``). A failed attempt, a program that does not
+    begins is its parent. Attempts carry ``rfx.tag`` (``retry:attempt:N``). What was paid for carries ``rfx.operation``,
+    its id, ``rfx.attempt``, and ``rfx.tries``, the requests that it took; a step's end carries what was spent, on
+    what, and an estimate of a plain retry. Metrics carry no ids. A failed attempt, a program that does not
     run and a call that the step survived are no errors; a step that ends unresolved is one, with the reason as
     ``error.type``, and so are then its failed calls. While a person is asked no span is open: the step's ends with
     ``rfx.outcome`` ``waiting``, and the answer opens another, linked to it in the same process and of the same

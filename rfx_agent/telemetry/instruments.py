@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from opentelemetry import metrics
 
+from rfx_agent.bill import Bill, Line
+from rfx_agent.case import Outcome
 from rfx_agent.events import Judged, Reserved, Sampled, Scored, ToolRan
 from rfx_agent.records import Spend, Usage
-from rfx_agent.telemetry.attributes import ERROR_TYPE, MODEL, OPERATION, PROVIDER, TOKEN_TYPE, Attributes
+from rfx_agent.telemetry.attributes import ERROR_TYPE, EVALUATION, MODEL, OPERATION, PROVIDER, TOKEN_TYPE, Attributes
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -20,11 +22,19 @@ OTHER = "_OTHER"  # OpenTelemetry's word for what instrumentation does not know
 # Both as the conventions give them: four to the power of n, and a hundredth of a second doubled.
 _TOKENS = [4**n for n in range(14)]
 _SECONDS = [0.01 * 2**n for n in range(14)]
+_SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]
+_NONE = "none"  # the label of what does not apply: one name of a metric has one set of labels
 
 
 class Instruments:
-    """Counters ``rfx.steps``, ``rfx.attempts``, ``rfx.escalations``, ``rfx.budget.refusals`` and ``rfx.requests``, and
-    histograms. Of requests, ``made`` over ``asked`` is the amplification.
+    """Counters ``rfx.steps``, ``rfx.attempts``, ``rfx.escalations``, ``rfx.escalations.closed``,
+    ``rfx.budget.refusals`` and ``rfx.requests``, and histograms. Of requests, ``made`` over ``asked`` is the
+    amplification.
+
+    Of steps that ended, ``rfx.spend.tokens`` and ``rfx.spend.usd`` count the lines of their bills. Of those with an
+    estimate, ``rfx.compared.rescues`` and ``rfx.compared.tokens`` count what came of the ``run`` after its first
+    diagnosis, and under ``retry_estimate`` what a plain retry under the same caps is estimated at; under
+    ``retry_estimate_same_spend`` one that spent what the run did.
 
     Args:
         provider: of the meter; the global one if None.
@@ -41,6 +51,23 @@ class Instruments:
         self._escalations = meter.create_counter("rfx.escalations", "{case}", "Cases put before a person.")
         self._refusals = meter.create_counter("rfx.budget.refusals", "{refusal}", "Actions that a cap forbade.")
         self._requests = meter.create_counter("rfx.requests", "{request}", "Model requests, asked for and made.")
+        self._closed = meter.create_counter("rfx.escalations.closed", "{case}", "Cases put before a person that ended.")
+        self._tokens = meter.create_counter("rfx.spend.tokens", "{token}", "Tokens of steps that ended.")
+        self._usd = meter.create_counter("rfx.spend.usd", "{USD}", "US dollars of steps that ended.")
+        self._rescues = meter.create_counter(
+            "rfx.compared.rescues", "{step}", "Failures rescued, and what a plain retry is estimated at."
+        )
+        self._compared = meter.create_counter(
+            "rfx.compared.tokens",
+            "{token}",
+            "Tokens after the first diagnosis, and what a plain retry is estimated at.",
+        )
+        self._confidence = meter.create_histogram(
+            "rfx.confidence",
+            "1",
+            "Probability that the answer of a step is right, where it is known.",
+            explicit_bucket_boundaries_advisory=_SHARES,
+        )
         self._step_seconds = meter.create_histogram(
             "rfx.step.duration",
             "s",
@@ -111,10 +138,30 @@ class Instruments:
         """A case before a person."""
         self._escalations.add(1)
 
+    def finished(self, outcome: Outcome, bill: Bill) -> None:
+        """What a step came to that ended by itself."""
+        how: Attributes = {"rfx.outcome": outcome.status}
+        if outcome.confidence is not None:
+            self._confidence.record(outcome.confidence, how)
+        if any(x.spent.escalations for x in bill.lines):
+            self._closed.add(1, how)
+        for line in bill.lines:
+            labels = _labels(line)
+            if line.spent.tokens:
+                self._tokens.add(line.spent.tokens, labels)
+            if line.spent.usd:
+                self._usd.add(line.spent.usd, labels)
+        if (estimate := bill.retry_estimate) is not None:
+            arms = {"retry_estimate": estimate.rescue, "retry_estimate_same_spend": estimate.within}
+            for arm, rescues in (("run", float(outcome.status == "rescued")), *arms.items()):
+                self._rescues.add(rescues, {"rfx.arm": arm})
+            for arm, tokens in (("run", float(estimate.actual.tokens)), ("retry_estimate", estimate.tokens)):
+                self._compared.add(tokens, {"rfx.arm": arm})
+
     def ended(self, status: str, by: str | None, spent: Spend, seconds: float) -> None:
         """A step's end."""
         how: Attributes = {"rfx.outcome": status}
-        self._steps.add(1, {**how, "rfx.by": by or "none"})
+        self._steps.add(1, {**how, "rfx.by": by or _NONE})
         self._step_seconds.record(seconds, how)
         self._step_tokens.record(spent.tokens, how)
 
@@ -127,3 +174,14 @@ class Instruments:
         for kind, tokens in (("input", usage.prompt_tokens), ("output", usage.completion_tokens)):
             if tokens:
                 self._call_tokens.record(tokens, {**labels, TOKEN_TYPE: kind})
+
+
+def _labels(line: Line) -> Attributes:
+    model, verifier = (_NONE, line.model) if line.purpose == "verify" else (line.model, _NONE)
+    return {
+        MODEL: model or _NONE,
+        EVALUATION: verifier or _NONE,
+        "rfx.purpose": line.purpose,
+        "rfx.remedy": line.remedy or "candidate",
+        "rfx.share": line.share,
+    }

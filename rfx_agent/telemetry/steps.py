@@ -208,8 +208,10 @@ class Steps:
     def _finished(self, step: _Open, event: Finished, now: int) -> None:
         outcome = event.outcome
         self._closed(event)
-        self._metrics.ended(outcome.status, outcome.by, step.spent, _worked(step, now))
-        made = attributes.finished(outcome) | attributes.spent(step.spent)
+        self._metrics.ended(outcome.status, outcome.by, event.spent, _worked(step, now))
+        self._metrics.finished(outcome, event.bill)
+        # The engine knows what events do not say: money, and what an earlier process paid for.
+        made = attributes.finished(outcome) | attributes.spent(event.spent) | attributes.billed(event.bill)
         if self._capture:
             made |= attributes.words(outcome)
         if outcome.ok:

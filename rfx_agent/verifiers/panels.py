@@ -183,4 +183,6 @@ def _cost_too(error: Exception, others: Sequence[Exception], used: Sequence[Usag
     lost = sum(lost_tries(x) for x in (error, *others))
     usage = sum([*map(reported, others), *used], reported(error))
     with suppress(AttributeError):  # a foreign exception may take no attributes
-        told.usage, told.calls, told.lost = usage, usage.calls, lost
+        told.calls = usage.calls
+        # What was reserved is for all members: once more covers what is known to be spent.
+        told.usage, told.lost = (None, lost + (usage.tokens > 0)) if lost else (usage, 0)

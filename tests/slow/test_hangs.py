@@ -256,3 +256,18 @@ def test_threads_of_callers_that_ended_go_away(monkeypatch: pytest.MonkeyPatch) 
         assert time.monotonic() < ends
         time.sleep(0.05)
     assert recovery.run("3 + 4?").outcome.text == "7"
+
+
+def test_of_many_calls_that_hung_few_threads_are_left() -> None:
+    def slow(text: str) -> bool:
+        time.sleep(0.5)
+        return False
+
+    budget = RetryBudget(samples=1, attempts=1)
+    recovery = Recovery(
+        ScriptedSampler([], last="7"), FunctionVerifier(slow), verdict_seconds=0.01, budget=budget, concurrency=1
+    )
+    for _ in range(30):
+        recovery.run("3 + 4?", "8")
+    time.sleep(2)
+    assert sum(x.name == "rfx-call" for x in threading.enumerate()) <= 8

@@ -307,6 +307,38 @@ def test_budgets_that_vanish_are_noticed_once(redis_server: RedisServer, redis_u
         assert store.accounts() == []
 
 
+@pytest.mark.parametrize("key", ["accounts", "holds", "records", "ended"])
+def test_one_key_that_vanishes_is_noticed_once_by_everybody(
+    key: str, redis_server: RedisServer, redis_url: str
+) -> None:
+    with RedisStore(redis_url) as store, RedisStore(redis_url) as idle, redis_server.client(redis_url) as client:
+        done = store.reserve("a", (window(5),), seconds=60)
+        assert isinstance(done, Reservation)
+        store.settle(done, {"tokens": 2}, "x")
+        hold = store.reserve("b", (window(1),), seconds=60)
+        assert isinstance(hold, Reservation)
+        idle.keep("c", "y")
+        assert client.delete(f"{{rfx:}}{key}") == 1
+        for each, name in ((store, "d"), (idle, "e")):
+            with pytest.raises(StoreError, match="one of their keys, were deleted or replaced while they were in use"):
+                each.reserve(name, (window(1),), seconds=60)
+            assert isinstance(each.reserve(name, (window(1),), seconds=60), Reservation)
+        store.settle(hold, {"tokens": 1}, "z")
+
+
+def test_keys_that_the_store_itself_empties_are_no_loss(redis_url: str) -> None:
+    clock = Clock()
+    with RedisStore(redis_url, clock=clock) as store:
+        for name in ("a", "b"):
+            hold = store.reserve(name, (window(3),), seconds=60)
+            assert isinstance(hold, Reservation)
+            store.settle(hold, {"tokens": 2}, "x")
+            clock.now += 7200
+            pruned = store.prune(0)
+            assert (pruned.accounts, pruned.reservations) == (1, 1)
+            assert store.accounts() == []
+
+
 def test_a_key_that_somebody_else_has_is_named_and_left_alone(redis_server: RedisServer, redis_url: str) -> None:
     with RedisStore(redis_url) as store, redis_server.client(redis_url) as client:
         client.set("{rfx:}accounts", "mine")
@@ -655,10 +687,10 @@ def test_a_password_is_in_no_message() -> None:
 @pytest.mark.parametrize(
     ("url", "remedy"),
     [
-        ("localhost", "url has no '://'; give redis://"),
+        ("localhost", "url is a text without '://', and not a URL; give redis://"),
         ("http://localhost", "the URL is for 'http'; give redis://"),
         ("redis://localhost:port", "the redis URL cannot be read"),
-        ("redis://localhost/budgets", "the database 'budgets' is no number"),
+        ("redis://localhost/budgets", "what follows the host is not the number of a database"),
         ("redis://localhost?decode_responses=yes", "the URL sets decode_responses, which is the store's"),
         ("redis://localhost?timeout=3", "the URL sets timeout, which is the store's"),
         ("redis://localhost?nothing=3", r"redis-py does not take what the URL has after the '\?'"),

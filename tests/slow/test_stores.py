@@ -36,6 +36,7 @@ from rfx_agent.budgets.limits import Claim, Refused, Replayed, Reservation
 from rfx_agent.budgets.memory import MemoryStore
 from rfx_agent.budgets.sql.database import Database
 from rfx_agent.budgets.sql.store import SQLStore
+from rfx_agent.budgets.sql.tables import METADATA
 from rfx_agent.budgets.writer import Writer
 from rfx_agent.budgets.written import WrittenStore
 from rfx_agent.errors import StoreError
@@ -612,15 +613,94 @@ def test_tables_that_vanish_are_noticed_once(then: str, sql_url: str) -> None:
         if then == "made again":
             with SQLStore(sql_url) as other:
                 other.keep("c", "y")
-        if then == "dropped":  # and nobody has made them again: the database says it
-            with pytest.raises(StoreError, match="rfx_"):
-                store.settle(hold, {"tokens": 2}, "x")
         with pytest.raises(StoreError, match="tables were deleted or replaced while in use"):
             store.settle(hold, {"tokens": 2}, "x")
-        with pytest.raises(StoreError, match=r"rfx_|deleted or replaced"):
+        with pytest.raises(StoreError, match="tables were deleted or replaced"):
             idle.reserve("b", (window(3),), seconds=60)
         store.settle(hold, {"tokens": 2}, "x")  # of a reservation that is not there
         assert store.accounts() == []
+
+
+@pytest.mark.parametrize("table", ["accounts", "holds", "schema"])
+def test_one_table_that_vanishes_is_noticed_once_and_made_anew(table: str, sql_url: str) -> None:
+    with SQLStore(sql_url) as store, SQLStore(sql_url) as idle:
+        for each, name in ((store, "a"), (idle, "b")):
+            assert isinstance(each.reserve(name, (window(1),), seconds=60), Reservation)
+        with store._database._engine.begin() as connection:
+            connection.exec_driver_sql(f"DROP TABLE rfx_{table}")
+        for each, name in ((store, "d"), (idle, "e")):
+            with pytest.raises(StoreError, match="tables were deleted or replaced while in use"):
+                each.reserve(name, (window(1),), seconds=60)
+            assert isinstance(each.reserve(name, (window(1),), seconds=60), Reservation)
+        with SQLStore(sql_url) as later:
+            assert isinstance(later.reserve("f", (window(1),), seconds=60), Reservation)
+
+
+def test_a_table_that_vanished_while_nobody_used_it_is_made_anew(sql_url: str) -> None:
+    with SQLStore(sql_url) as store:
+        store.keep("a", "x")
+    beliefs = SQLPolicyStore(sql_url)
+    beliefs.load()
+    for table in ("holds", "beliefs"):
+        with contextlib.closing(SQLStore(sql_url)) as store:
+            with store._database._engine.begin() as connection:
+                connection.exec_driver_sql(f"DROP TABLE rfx_{table}")
+            store.keep("a", "x")
+    with beliefs._engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE rfx_beliefs")
+    with pytest.raises(StoreError, match=r"rfx_beliefs.*; somebody deleted it, and what it had is gone"):
+        beliefs.load()
+    assert beliefs.load() == Belief()
+
+
+@pytest.mark.parametrize(
+    ("table", "spent"), [("accounts", True), ("accounts", False), ("holds", False)], ids=["spent", "reserved", "holds"]
+)
+@pytest.mark.parametrize("how", ["deleted", "made again"])
+def test_rows_that_vanish_are_noticed_once(table: str, spent: bool, how: str, sql_url: str) -> None:
+    with SQLStore(sql_url) as store:
+        hold = store.reserve("a", (window(3),), seconds=60)
+        assert isinstance(hold, Reservation)
+        if spent:
+            store.settle(hold, {"tokens": 3}, "x")
+        with store._database._engine.begin() as connection:
+            if how == "deleted":
+                connection.execute(sa.delete(METADATA.tables[f"rfx_{table}"]))
+            else:
+                made = METADATA.tables[f"rfx_{table}"]
+                made.drop(connection)
+                made.create(connection)
+
+        def call() -> Any:
+            return store.reserve("b", (window(9),), seconds=60) if spent else store.settle(hold, {"tokens": 2}, "x")
+
+        with pytest.raises(StoreError, match="rows of the tables were deleted or replaced while in use"):
+            call()
+        call()
+
+
+def test_rows_that_the_store_itself_deletes_are_no_loss(sql_url: str) -> None:
+    clock = Clock()
+    with SQLStore(sql_url, clock=clock) as store:
+        for name in ("a", "b", "c"):
+            hold = store.reserve(name, (window(3), flight(1)), seconds=60)
+            assert isinstance(hold, Reservation)
+            if name == "b":
+                clock.now += 61  # it expires
+            store.settle(hold, {"tokens": 0 if name == "c" else 2}, "x")
+            clock.now += 0 if name == "c" else 7200
+            assert store.prune(0).accounts == 2
+        assert isinstance(store.reserve("c", (window(3), flight(1)), seconds=60), Reservation)
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm"])
+def test_a_file_beside_an_sqlite_file_that_vanishes_is_noticed_once(end: str, tmp_path: Path) -> None:
+    with SQLStore(f"sqlite:///{tmp_path}/budgets.db") as store:
+        store.keep("a", "x")
+        Path(f"{tmp_path}/budgets.db{end}").unlink()
+        with pytest.raises(StoreError, match="file, its -wal or its -shm was deleted or replaced while in use"):
+            store.keep("b", "x")
+        assert store.keep("b", "x") == "x"
 
 
 def test_looking_makes_no_tables(sql_url: str, tmp_path: Path) -> None:
@@ -667,8 +747,7 @@ def test_a_password_is_in_no_message() -> None:
 @pytest.mark.parametrize(
     ("url", "remedy"),
     [
-        ("budgets.db", "for a file give 'sqlite:///budgets.db'"),
-        ("/var/budgets.db", "for a file give 'sqlite:////var/budgets.db'"),
+        ("budgets.db", "url is a text without '://', and not a URL; give sqlite:///relative.db"),
         ("sqlite://", "in memory is shared with nobody; give a file, or MemoryStore"),
         ("sqlite:///:memory:", "in memory is shared with nobody"),
         ("sqlite://var/budgets.db", "a file takes three slashes"),

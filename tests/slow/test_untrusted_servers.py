@@ -17,12 +17,23 @@ import openai
 import pytest
 from servers import Answer, ChatServer, choice, completion, dripping_server, entry, unused_port
 
-from rfx_agent import OpenAISampler, Recovery, RetryBudget, SampleRequest
+from rfx_agent import (
+    MemoryStore,
+    OpenAISampler,
+    Recovery,
+    RetryBudget,
+    SampleRequest,
+    SharedBudget,
+    Window,
+)
 from rfx_agent.codec import dump
 from rfx_agent.errors import ConfigError, SamplerError, SamplerTimeout
+from rfx_agent.fence import visible
 from rfx_agent.records import SampleResult, Usage
-from rfx_agent.samplers.openai.provider_errors import words_of
+from rfx_agent.samplers.openai.provider_errors import map_error, words_of
+from rfx_agent.samplers.openai.rows import read_table
 from rfx_agent.samplers.openai.secrets import spellings
+from rfx_agent.samplers.refusals import refused_parameter
 from rfx_agent.testing import ScriptedVerifier
 
 KEY = "rk-0123456789/abcdef+xyz"
@@ -40,6 +51,9 @@ def of(server: ChatServer, **options: Any) -> OpenAISampler:
     return OpenAISampler("fake", **({"base_url": server.base_url, "api_key": KEY, "max_retries": 0} | options))
 
 
+# As a server may write the key in JSON: its punctuation escaped, and with what nobody sees in it.
+HIDDEN = ["".join(c if c.isalnum() else f"\\u{ord(c):04X}" for c in KEY)]
+HIDDEN += [f"{KEY[:6]}\\u{point}{KEY[6:]}" for point in ("200b", "00ad", "0007", "202e")]
 REFUSED = "temperature is not supported by this model"
 ENVELOPES = {
     "openai": {"error": {"message": REFUSED, "param": "temperature"}},
@@ -70,6 +84,23 @@ def test_a_refused_parameter_is_left_out_whatever_the_envelope(body: Any, how: s
     assert any("temperature" in note for note in made.notes)
 
 
+def test_a_long_error_is_not_read_to_its_end() -> None:
+    said = "x" * 3_000_000
+    begun = time.process_time()
+    assert refused_parameter(["temperature", "n", "seed"], said) is None
+    map_error(OSError(said), tuple(f"key-{i}-0123456789" for i in range(5)))
+    assert time.process_time() - begun < 0.5
+
+
+def test_a_table_that_is_longer_than_its_text_is_not_read() -> None:
+    entries = [entry("a", [("a", -0.1)])] * 200_000
+    begun = time.process_time()
+    tokens, table, note = read_table("it is 7", entries, None)
+    assert (tokens, table) == (None, None)
+    assert "200000 positions for a text of 7 bytes" in note
+    assert time.process_time() - begun < 0.05
+
+
 @pytest.mark.parametrize("body", [*ENVELOPES.values(), {"a": {"b": 1}}, [], 7, None, "x" * 10_000], ids=repr)
 def test_the_words_of_an_error_are_the_servers_and_short(body: Any) -> None:
     said = words_of(body if not isinstance(body, bytes) else body.decode())
@@ -85,6 +116,16 @@ def test_a_key_that_is_echoed_reaches_nobody(how: str) -> None:
         Answer(401, {"detail": {"error": " or ".join(spelled)}}),
         Answer(200, {"error": {"message": " or ".join(spelled)}}),
         Answer(200, completion(choice(f"your key is {KEY}", finish_reason=KEY), name=KEY)),
+        *(
+            Answer(status, json.dumps(body).replace(KEY, hidden).encode())
+            for hidden in HIDDEN
+            for status, body in (
+                (401, {"error": {"message": f"no such key: {KEY}"}}),
+                (200, {"error": {"message": KEY}}),
+                (200, {"choices": [{"message": KEY}, {"error": KEY}]}),
+                (200, completion(choice(f"your key is {KEY}", finish_reason=KEY), name=KEY)),
+            )
+        ),
     ]
     for answer in bodies:
         events: list[Any] = []
@@ -97,6 +138,7 @@ def test_a_key_that_is_echoed_reaches_nobody(how: str) -> None:
                 asked(sampler, how)
             except SamplerError as error:
                 told += f"{error!r} {error.__cause__!r} {vars(error.__cause__)}"
+        told = visible(told) + visible(told.encode().decode("unicode_escape", "replace"))
         assert not [text for text in spelled[:3] if text in told], answer
         assert spelled[3].rstrip("=") not in told
 
@@ -173,6 +215,18 @@ def test_a_body_that_drips_ends_in_time(how: str) -> None:
 @both
 def test_a_head_that_drips_ends_in_time(how: str) -> None:
     with dripping_server() as url:
+        before = time.monotonic()
+        with pytest.raises(SamplerTimeout):
+            asked(OpenAISampler("fake", base_url=f"{url}/v1", api_key=KEY, timeout=0.4, max_retries=0), how)
+    assert time.monotonic() - before < 3
+
+
+@both
+@pytest.mark.parametrize(
+    ("whole", "drip"), [(b"5;", b"a=b;"), (b"2\r\n{}\r\n0\r\n", b"X-T: a\r\n")], ids=["chunk extension", "trailer"]
+)
+def test_a_body_without_data_ends_in_time(whole: bytes, drip: bytes, how: str) -> None:
+    with dripping_server(whole=b"Transfer-Encoding: chunked\r\n\r\n" + whole, drip=drip) as url:
         before = time.monotonic()
         with pytest.raises(SamplerTimeout):
             asked(OpenAISampler("fake", base_url=f"{url}/v1", api_key=KEY, timeout=0.4, max_retries=0), how)
@@ -430,6 +484,14 @@ def test_parts_of_a_text_may_be_plain() -> None:
 
 
 @both
+def test_more_choices_than_were_asked_for_cost_nothing(how: str) -> None:
+    made = completion(*[choice("it is 7", entries=(), finish_reason="length")] * 3, tokens=20)
+    with ChatServer(lambda *_: Answer(body=made)) as server:
+        result = asked(of(server), how)
+    assert (len(result.rollouts), result.usage) == (1, Usage(7, 20, 1))
+
+
+@both
 def test_the_second_of_two_answers_to_one_request_is_nobodys(how: str) -> None:
     """It waits on the connection, and the next request, of whomever, would take it for its own answer."""
     another = json.dumps(completion(choice("another's"), name="other")).encode()
@@ -448,3 +510,37 @@ def test_the_second_of_two_answers_to_one_request_is_nobodys(how: str) -> None:
         made = [sampler.sample(request) for _ in range(3)] if how == "sync" else asyncio.run(three())
     assert all(x.rollouts[0].text.startswith("own ") for x in made)
     assert sum(x.usage.completion_tokens >= 20 for x in made) == len(server.bodies) - 3  # what it cost is charged
+
+
+@pytest.mark.parametrize(("ends", "how"), [("late", "sync"), ("late", "async"), ("cancelled", "async")])
+def test_a_call_that_is_given_up_is_charged_each_try_and_makes_no_other(ends: str, how: str) -> None:
+    def reply(_: dict[str, Any], i: int) -> Answer:
+        return Answer(body=completion(choice("7")), delay=0.8)
+
+    with ChatServer(reply) as server:
+        store = MemoryStore()
+        shared = SharedBudget(store=store, limits=(Window("global", "tokens", 10**6, per="day"),))
+        recovery = Recovery(
+            of(server, timeout=0.3, max_retries=9),
+            ScriptedVerifier(["7"]),
+            shared=shared,
+            budget=RetryBudget(samples=1, seconds=1.3 if ends == "late" else None),
+        )
+
+        async def arun() -> None:
+            if ends == "late":
+                await recovery.arun("3 + 4?", "6")
+                return
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(recovery.arun("3 + 4?", "6"), 1.3)
+
+        if how == "sync":
+            recovery.run("3 + 4?", "6")
+        else:
+            asyncio.run(arun())
+        made = len(server.bodies)
+        time.sleep(2.5)
+        assert len(server.bodies) == made >= 2
+    (account,) = store.accounts()
+    assert account.reserved == 0
+    assert account.spent >= made * recovery.max_tokens

@@ -30,7 +30,7 @@ from rfx_agent.adapters.agent.answers import (
 from rfx_agent.adapters.agent.person import PersonHooks
 from rfx_agent.adapters.agent.state import AgentRun, Purses, RecoverabilityState
 from rfx_agent.adapters.agent.structured import Malformed, malformed, schema_of
-from rfx_agent.adapters.agent.thing import AgentModel, Parameters, answer_of, fits, rollout_of_response
+from rfx_agent.adapters.agent.thing import AgentModel, Parameters, answer_of, ended, fits, rollout_of_response
 from rfx_agent.adapters.agent.tools import ToolCheck, ToolHooks, checked_checks
 from rfx_agent.adapters.attempts import FAILURES, Again, Attempts, checked_failures
 from rfx_agent.adapters.given import (
@@ -249,6 +249,8 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
         agent = AgentRun.of(request.state, request.runtime, self._purses)
         call = self._call(agent, request)
         (reply,) = yield (Call(handler, handler, (request,)),)
+        if reply.error is None and ended(reply.value):
+            return with_update(reply.value, agent.update())
         reads = partial(malformed, request=request, ends=bool(self._recovers), failures=self._failures)
         flawed = reads(reply.value if reply.error is None else reply.error)
         if reply.error is not None and flawed is None:

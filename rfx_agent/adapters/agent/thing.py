@@ -14,8 +14,9 @@ from langchain_core.runnables.config import set_config_context
 
 from rfx_agent.adapters.agent.structured import Malformed, said
 from rfx_agent.adapters.attempts import CALLS_TOOLS, Again, Made, Thing, in_context, response_id
+from rfx_agent.adapters.marks import ended_by_budget
 from rfx_agent.adapters.texts import as_text, flawed, restored, told
-from rfx_agent.errors import ConfigError
+from rfx_agent.errors import BudgetExhausted, ConfigError
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, SampleRequest, Usage, Verdict
 from rfx_agent.samplers.chat import ChatModelSampler, rollout_of
@@ -23,7 +24,17 @@ from rfx_agent.samplers.chat.models import name_of
 from rfx_agent.samplers.chat.parameters import Learned, declared, given, traits_of
 from rfx_agent.samplers.chat.read import Prompt
 
-__all__ = ["AgentModel", "AnswerText", "Parameters", "Reading", "Response", "answer_of", "fits", "rollout_of_response"]
+__all__ = [
+    "AgentModel",
+    "AnswerText",
+    "Parameters",
+    "Reading",
+    "Response",
+    "answer_of",
+    "ended",
+    "fits",
+    "rollout_of_response",
+]
 
 Response: TypeAlias = ModelResponse[Any] | Malformed
 Reading: TypeAlias = Callable[[ModelResponse[Any] | Exception], Malformed | None]
@@ -47,6 +58,12 @@ class Parameters:
     max_tokens: int | None = None
     takes_temperature: bool | None = None
     learned: Learned = field(default_factory=dict, compare=False)
+
+
+def ended(response: ModelResponse[Any]) -> bool:
+    """Whether a middleware inside gave what stands in the place of an answer, because the run's budget is used up."""
+    message = said(response)
+    return message is not None and ended_by_budget(message)
 
 
 def answer_of(response: ModelResponse[Any]) -> AIMessage | None:
@@ -170,6 +187,8 @@ class AgentModel(Thing):
 
     def made(self, output: Response, again: Again) -> Made:
         """What the model gave. A response that calls tools is no answer."""
+        if isinstance(output, ModelResponse) and ended(output):
+            return Made(error=BudgetExhausted("the budget of the run is used up", caps=()), usage=Usage())
         if isinstance(output, ModelResponse):
             output = self._root._reads(output) or output
         temperature = None if "temperature" in self._traits.refused else again.request.temperature

@@ -66,14 +66,15 @@ class ToolHooks:
         # A command, or several messages, change the state; a tool that does so is not run twice.
         while isinstance(result, ToolMessage):
             why = _why(check, request, result)
-            run.emit(ToolRan(step_id, name, why is not None, reply.seconds))
+            operation = f"{step_id}/{again}"
+            run.emit(ToolRan(step_id, name, why is not None, reply.seconds, operation=operation, attempt=again + 1))
             if why is None:
                 return result
             if again == self._tool_retries:
                 return _failed(request, result, why, again + 1, "no further call is allowed")
-            item = Purchase(purpose="tool", cost=_CALL, calls=(call,), price=_price)
-            paid = yield from run.buy(purse, item, step_id=step_id)
             again += 1
+            item = Purchase(purpose="tool", cost=_CALL, calls=(call,), price=_price, remedy="tool", attempt=again + 1)
+            paid = yield from run.buy(purse, item, step_id=step_id, operation=f"{step_id}/{again}")
             if paid.refused:
                 return _failed(request, result, why, again, f"the budget has too few {paid.refused[0]} left")
             (reply,) = paid.replies

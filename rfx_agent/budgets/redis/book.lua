@@ -1,7 +1,8 @@
 -- The accounting of shared budgets on the server: accounting.py to the digit, one request a call. Change both together.
 --
--- KEYS: 1 the mark of these budgets; 2 accounts, 3 reservations and 4 records, each a hash by name; 5 open reservations
---   by the time that they expire, 6 ended ones by the time that they are forgotten.
+-- KEYS: 1 the mark of these budgets and how many of the others there are; 2 accounts, 3 reservations and 4 records,
+--   each a hash by name; 5 open reservations by the time that they expire, 6 ended ones by the time that they are
+--   forgotten.
 -- ARGV: 1 the mark as the caller knows it; 2 now, empty for the server's clock; 3 how long ended ones are kept;
 --   4 whether refusals are counted; 5 the request; 6... what it is about. Times in microseconds.
 --
@@ -9,7 +10,19 @@
 -- nothing.
 
 local MARK, ACCOUNTS, HOLDS, RECORDS, OPEN_SET, ENDED_SET = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-if redis.call('GET', MARK) ~= ARGV[1] then return {'mark'} end
+
+-- Behind the mark stands how many of the keys there are, without that of open reservations, which comes and goes.
+-- Only this script makes and deletes them: fewer are a loss, and then the mark is another, so that everybody who has
+-- these budgets in use notices once.
+local standing = redis.call('GET', MARK)
+local base, count = string.match(standing or '', '^(%S+ %S+) ?(%d*)$')
+if (base or standing) ~= ARGV[1] then return {'mark'} end
+local function there() return redis.call('EXISTS', ACCOUNTS, HOLDS, RECORDS, ENDED_SET) end
+local before = tonumber(count) or 0
+if there() < before then
+  redis.call('SET', MARK, base .. "'")
+  return {'mark'}
+end
 
 local BUCKETS, OPEN, SETTLED, RELEASED, EXPIRED = 60, '0', '1', '2', '3'
 local SWEPT, FORGOTTEN = 500, 50 -- reservations that one call ends or forgets at most
@@ -367,6 +380,7 @@ for i = 1, #forgotten, 1000 do
   redis.call('HDEL', RECORDS, unpack(some))
   redis.call('ZREM', ENDED_SET, unpack(some))
 end
+local shrunk = #forgotten > 0 or ARGV[5] == 'drop'
 local rows = {}
 for name in pairs(touched) do
   local a = accounts[name]
@@ -392,8 +406,13 @@ for id in pairs(written) do
     for _, column in ipairs(claim) do columns[#columns + 1] = column end
   end
   redis.call('HSET', HOLDS, id, cjson.encode(columns))
+  shrunk = shrunk or (row.state == OPEN and not row.fresh)
   if not row.fresh then redis.call('ZREM', row.state == OPEN and ENDED_SET or OPEN_SET, id) end
   redis.call('ZADD', row.state == OPEN and OPEN_SET or ENDED_SET, whole(row.due), id)
 end
 for id, record in pairs(records) do redis.call('HSET', RECORDS, id, record) end
+if before < 4 or shrunk then
+  local left = there()
+  if left ~= before then redis.call('SET', MARK, base .. ' ' .. left) end
+end
 return answer

@@ -216,6 +216,7 @@ class Database(Backend):
             if isinstance(made, Exception):
                 raise made
         self._known(mark)
+        mark = b" ".join(mark.split(b" ")[:2])  # without the count of the keys
         before, self._mark = self._mark, mark
         if before not in (None, mark):
             self._mark = None
@@ -263,9 +264,9 @@ class Database(Backend):
 
     def _replaced(self) -> str:
         return (
-            f"{self.shown}: the budgets were deleted or replaced while they were in use; what was spent before is not "
-            "in those that are there. Look for FLUSHDB, or for a server that restarts without its data. The next call "
-            "goes on with what is there"
+            f"{self.shown}: the budgets, or one of their keys, were deleted or replaced while they were in use; what "
+            "was spent before is not in what is there, or not all of it. Look for FLUSHDB or DEL, or for a server that "
+            "restarts without its data. The next call goes on with what is there"
         )
 
     def _exchange(self, commands: Sequence[Sequence[bytes]]) -> list[Any]:

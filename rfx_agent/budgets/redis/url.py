@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from rfx_agent._extras import need
-from rfx_agent.budgets.url import check_escaped
+from rfx_agent.budgets.url import check_escaped, scheme_of
 from rfx_agent.errors import ConfigError
 
 __all__ = ["SCHEMES", "Place", "place_of"]
@@ -51,13 +51,9 @@ def place_of(url: str) -> Place:
     Raises:
         ConfigError: none that a store can be made of, or redis-py is not installed.
     """
-    if not isinstance(url, str):
-        raise ConfigError(f"redis store: url is of type {type(url).__name__}; it is a text, {_HOW}")
-    scheme, mark, _ = url.partition("://")
-    if not mark:  # without the URL: it may be most of one, password and all
-        raise ConfigError(f"redis store: url has no '://'; {_HOW}")
+    scheme = scheme_of(url, who="redis store", how=_HOW)
     if scheme not in SCHEMES:
-        raise ConfigError(f"redis store: the URL is for {scheme[:40]!r}; {_HOW}")
+        raise ConfigError(f"redis store: the URL is for {scheme!r}; {_HOW}")
     check_escaped(url, who="redis store", how=_HOW)
     connections: Any = need("redis.connection", "redis")
     try:
@@ -71,7 +67,7 @@ def place_of(url: str) -> Place:
         raise ConfigError(f"redis store: the unix URL names no socket; {_HOW}")
     database = parts.path.strip("/") if scheme != "unix" else ""
     if database and not database.isdecimal():
-        raise ConfigError(f"redis store: the database {database!r} is no number; {_HOW}")
+        raise ConfigError(f"redis store: what follows the host is not the number of a database; {_HOW}")
     for name in _OURS:
         if name in options:
             raise ConfigError(f"redis store: the URL sets {name}, which is the store's to decide; leave it out")

@@ -14,7 +14,8 @@ from rfx_agent.budgets.backend import Backend, Credit, Failure, Unknown
 from rfx_agent.budgets.limits import Account, Refused
 from rfx_agent.budgets.operations import Expire, Operation
 from rfx_agent.budgets.sql.engine import engine_for, known, prepare, reading
-from rfx_agent.budgets.sql.failures import failure_of, refused
+from rfx_agent.budgets.sql.failures import failure_of, refused, table_missing
+from rfx_agent.budgets.sql.remembered import Remembered
 from rfx_agent.budgets.sql.tables import (
     Statements,
     account_of,
@@ -61,7 +62,8 @@ class Database(Backend):
         self._reads = engine_for(place, timeout)
         self._does = Statements(self._engine.dialect.name)
         self._prepared = False
-        self._file: tuple[int, int] | None = None
+        self._files: tuple[tuple[int, int] | None, ...] = ()
+        self._remembered = Remembered()
         self._mark: str | None = None
         self._swept = self._forgot = float("-inf")
 
@@ -88,12 +90,17 @@ class Database(Backend):
         """
         self._ready()
         more = _More(sweep=time.monotonic() - self._swept >= 1)
-        with self._engine.connect() as connection:
-            for _ in range(_ROUNDS):
-                answers = self._attempt(connection, operations, credits, more, counting)
-                if answers is not None:
-                    return answers
-                connection.rollback()
+        try:
+            with self._engine.connect() as connection:
+                for _ in range(_ROUNDS):
+                    answers = self._attempt(connection, operations, credits, more, counting)
+                    if answers is not None:
+                        return answers
+                    connection.rollback()
+        except Exception as error:
+            if table_missing(error):
+                self._replaced("tables were", error)
+            raise
         raise StoreError(f"{self.place.shown}: accounts vanish while they are looked for; who deletes them?")
 
     def seen(self, prefix: str) -> list[Account]:
@@ -168,7 +175,7 @@ class Database(Backend):
     def disconnect(self) -> None:
         """Let go of the connection; the next transaction makes a new one, and looks at the tables anew."""
         self._prepared = False
-        self._file = None
+        self._files = ()
         self._engine.dispose()
 
     def _ready(self) -> None:
@@ -179,18 +186,22 @@ class Database(Backend):
         """
         if not self._prepared:
             before, self._mark = self._mark, prepare(self._engine, self.place, "budgets")
-            self._prepared, self._file = True, self.place.file
+            self._prepared, self._files = True, self.place.files
             if before not in (None, self._mark):
                 self._replaced("tables were")
-        elif self._file != self.place.file:
-            self._replaced("file was")
+        elif self._files != (files := self.place.files):
+            # A -wal comes with the first connection that reads, and goes with the last one that closes.
+            if any(x not in (None, y) for x, y in zip(self._files, files, strict=True)):
+                self._replaced("file, its -wal or its -shm was")
+            self._files = files
 
-    def _replaced(self, what: str) -> NoReturn:
+    def _replaced(self, what: str, cause: Exception | None = None) -> NoReturn:
         self._mark = None  # the writer lets go of the connection, and the next request takes what is there
+        self._remembered.clear()
         raise StoreError(
             f"{self.shown}: the {what} deleted or replaced while in use; what was spent is in what is gone. The next "
             "call goes on with what is there, with accounts of its own"
-        )
+        ) from cause
 
     def _now(self, connection: sa.Connection) -> int:
         return self._glance(connection)[0]
@@ -225,6 +236,8 @@ class Database(Backend):
         if mark != self._mark:
             self._replaced("tables were")
         rows = {x.id: x for x in map(reservation_of, run(does.reservations, {"ids": list(ids)}))}
+        if self._remembered.lost(names, accounts, ids, rows, now):
+            self._replaced("rows of the tables were")
         absent = names - set(accounts)
         if missing := [claims[name] for name in sorted(absent & set(claims))]:
             connection.rollback()  # in a transaction of its own, or their rows would be locked out of order
@@ -257,6 +270,7 @@ class Database(Backend):
             if refused(error):
                 raise
             raise Unknown from error
+        self._remembered.note([book.accounts[x] for x in book.touched], written, now)
         return answers
 
     def _sweep(self, connection: sa.Connection, more: _More) -> bool:

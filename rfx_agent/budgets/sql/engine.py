@@ -112,11 +112,19 @@ def prepare(engine: sa.Engine, place: Place, name: str) -> str:
             raw: Any = connection.connection.driver_connection
             if raw.execute("PRAGMA journal_mode").fetchone() != ("wal",):
                 raw.execute("PRAGMA journal_mode = WAL")  # readers and the writer do not wait for each other
-        if known(connection, place, name) and (mark := connection.execute(_tables.read_mark).scalar_one_or_none()):
+        if (
+            known(connection, place, name)
+            and not _absent(connection)
+            and (mark := connection.execute(_tables.read_mark).scalar_one_or_none())
+        ):
             return str(mark)
     with engine.connect() as connection:
         if connection.dialect.name == "postgresql":  # IF NOT EXISTS alone fails when two make the same table at once
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        absent = _absent(connection)
+        if _tables.schema.name not in absent and absent & {_tables.accounts.name, _tables.holds.name}:
+            # Of budgets that were lost in part: others that have them in use are to notice too.
+            connection.execute(_tables.drop_marks)
         for table in _tables.METADATA.sorted_tables:
             connection.execute(sa.schema.CreateTable(table, if_not_exists=True))
             for index in table.indexes:
@@ -128,6 +136,12 @@ def prepare(engine: sa.Engine, place: Place, name: str) -> str:
             connection.execute(sa.insert(_tables.schema), {"name": mark, "version": _tables.SCHEMA})
         connection.commit()
         return str(mark)
+
+
+def _absent(connection: sa.Connection) -> set[str]:
+    """The tables that are not there."""
+    looks = sa.inspect(connection)
+    return {name for name in _tables.METADATA.tables if not looks.has_table(name)}
 
 
 def known(connection: sa.Connection, place: Place, name: str) -> bool:

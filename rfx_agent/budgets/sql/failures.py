@@ -8,7 +8,7 @@ from rfx_agent.budgets.backend import Failure, Unknown
 from rfx_agent.budgets.sql.url import Place
 from rfx_agent.errors import StoreError
 
-__all__ = ["failure_of", "refused"]
+__all__ = ["failure_of", "refused", "table_missing"]
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _AWAY = ("08", "57P", "53300")  # SQL states: connections, an operator's shutdown, too many connections
@@ -31,6 +31,14 @@ def refused(error: Exception) -> bool:
     return bool(state) and not state.startswith(_AWAY)
 
 
+def table_missing(error: BaseException | None) -> bool:
+    """Whether a table is not there that was made before."""
+    raised = getattr(error, "orig", None) or error
+    return getattr(raised, "sqlstate", None) == "42P01" or (
+        isinstance(raised, sqlite3.OperationalError) and str(raised).startswith("no such table: ")
+    )
+
+
 def failure_of(error: Exception, place: Place) -> Failure:
     """What ``error`` of a database means: what to tell the user, and whether to try again.
 
@@ -49,6 +57,8 @@ def failure_of(error: Exception, place: Place) -> Failure:
     else:
         lines = str(raised).strip().splitlines() or [type(raised).__name__]
         remedy = f"; {_REMEDIES[code]}" if code in _REMEDIES else ""
+        if table_missing(raised):
+            remedy = "; somebody deleted it, and what it had is gone. The next call that writes makes it anew"
         message = f"{place.shown}: {'; '.join(x.strip() for x in lines[:2])}{remedy}"
     if isinstance(error, Unknown):
         message += " (while committing: it may have been done)"

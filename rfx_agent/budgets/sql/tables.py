@@ -26,6 +26,8 @@ __all__ = [
     "accounts_of",
     "columns_of_account",
     "columns_of_reservation",
+    "drop_marks",
+    "holds",
     "lock_belief",
     "open_belief",
     "read_belief",
@@ -50,6 +52,7 @@ schema = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("version", sa.Integer, nullable=False),
 )
+drop_marks = sa.delete(schema).where(schema.c.name.like(f"{MARK}%"))
 read_mark = sa.select(schema.c.name).where(schema.c.name.like(f"{MARK}%")).order_by(schema.c.name).limit(1)
 # One row holds an account with all its window's buckets, so that a reservation reads and writes one row per account.
 # It is rewritten all the time: room on its page lets PostgreSQL do that in place.

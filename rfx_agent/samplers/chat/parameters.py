@@ -23,7 +23,7 @@ PARAMETERS = ("temperature", "max_tokens", "seed", "logprobs", "top_logprobs")
 """What a draw may set on a chat model, by the names that most classes give them."""
 
 # The other names of max_tokens that classes declare.
-_CAPS = ("max_tokens", "max_output_tokens", "max_completion_tokens", "max_new_tokens", "num_predict")
+_CAPS = ("max_tokens", "max_output_tokens", "max_completion_tokens", "max_new_tokens", "num_predict", "maxTokens")
 _KEYWORD = re.compile(r"unexpected keyword argument '(\w+)'")
 
 

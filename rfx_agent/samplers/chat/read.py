@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import LLMResult
 from pydantic import BaseModel
 
 from rfx_agent.evidence.tables import TopLogprobs
@@ -15,7 +16,20 @@ from rfx_agent.records import Message, Rollout, Usage
 from rfx_agent.samplers.openai.rows import read_table
 from rfx_agent.samplers.usage import MOST_READ, MOST_UNSEEN, believed, count, ending, estimate_tokens, hidden
 
-__all__ = ["Prompt", "ended", "lost_usage", "rollout_of", "text_in", "text_of", "tokens_of", "usage_of"]
+__all__ = [
+    "PICTURE",
+    "Prompt",
+    "cached",
+    "ended",
+    "lost_usage",
+    "parts_of",
+    "rollout_of",
+    "text_in",
+    "text_of",
+    "tokens_of",
+    "usage_of",
+    "usage_of_result",
+]
 
 Prompt: TypeAlias = Sequence[BaseMessage | Message] | str
 """What a model was asked: messages of LangChain's or in OpenAI's format, or a text."""
@@ -26,7 +40,7 @@ _LONGEST_ID = 200
 
 _TEXTS = ("text", "output_text", "input_text")
 _THOUGHTS = ("thinking", "reasoning", "redacted_thinking", "reasoning_content")
-_CALLS = ("tool_use", "tool_call", "function_call", "tool_call_chunk", "input_json_delta")
+_CALLS = ("tool_use", "tool_call", "function_call", "tool_call_chunk", "invalid_tool_call", "input_json_delta")
 
 # Where a provider's count stands where LangChain did not put it into ``usage_metadata``.
 _COUNTED = ("token_usage", "usage", "usage_metadata")
@@ -36,7 +50,7 @@ _TOTAL = ("total_tokens", "totalTokens", "total_token_count")
 
 _TEMPLATE = 64  # tokens that a chat template may add to each message
 _TURN, _REPLY = 5, 3  # those that it does add: around a message, and before the answer
-_PICTURE = 1_000  # tokens of a picture, a sound or a file that nobody counted
+PICTURE = 1_000  # tokens of a picture, a sound or a file that nobody counted
 
 
 def text_in(block: Any) -> str | None:
@@ -161,11 +175,12 @@ def _table(text: str, told: Any) -> tuple[tuple[str, ...] | None, TopLogprobs | 
     return tokens, table
 
 
-def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | None = None) -> Usage:
+def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | None = None, besides: str = "") -> Usage:
     """Tokens of one model call. What nobody counted is estimated from the text; what cannot be true is not believed.
 
     A model writes at most ``cap`` tokens, or where no cap is known at most a token per byte, besides what it thought
-    unseen; it reads at most a token per byte, besides pictures and files.
+    unseen; it reads at most a token per byte, besides pictures and files. ``besides`` is what was sent and is in no
+    message, such as the schemas of tools.
 
     Example:
         >>> usage_of(AIMessage("It is 42"), prompt="What is 6 times 7?")
@@ -173,7 +188,7 @@ def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | N
     """
     sources = [*_sources(message)]
     read, written, total = (_first(sources, names) for names in (_READ, _WRITTEN, _TOTAL))
-    asked = _asked(read, prompt)
+    asked = _asked(read, prompt, besides)
     if not written and total is not None and total > asked:
         written = total - asked
     text, unseen = _all_text(message)
@@ -196,6 +211,53 @@ def lost_usage(prompt: Prompt, cap: int) -> Usage:
     return Usage(tokens_of(prompt), cap)
 
 
+def cached(response: LLMResult) -> bool:
+    """Whether an answer is out of LangChain's cache: it puts a cost of 0 beside the count of the call that was kept."""
+    told = [getattr(getattr(x, "message", None), "usage_metadata", None) for xs in response.generations for x in xs]
+    return bool(told) and all(isinstance(x, Mapping) and x.get("total_cost") == 0 for x in told)
+
+
+def usage_of_result(
+    response: LLMResult, prompts: Sequence[Prompt], *, cap: int | None = None, besides: str = ""
+) -> Usage:
+    """Tokens of one call that LangChain tells its callbacks about, over all of its choices.
+
+    An answer out of LangChain's cache has none.
+
+    Args:
+        response: what ``on_llm_end`` is given.
+        prompts: what was asked, for tokens that nobody counted.
+        cap: most tokens of a choice, where that is known.
+        besides: what was sent besides each prompt, such as the schemas of tools.
+    """
+    used = Usage()
+    if cached(response):
+        return used
+    for at, choices in enumerate(response.generations):
+        prompt = prompts[at] if at < len(prompts) else None
+        messages = [_message(generation, response) for generation in choices]
+        if len(messages) > 1 and _told_alike(messages):
+            del messages[1:]  # each tells what all of them used
+        for message in messages:
+            most = None if cap is None else cap * len(choices)
+            used += usage_of(message, prompt=prompt, cap=most, besides=besides)
+            prompt = None  # it is read once for all choices
+    return Usage(used.prompt_tokens, used.completion_tokens, 1)
+
+
+def _message(generation: Any, response: LLMResult) -> BaseMessage:
+    message = getattr(generation, "message", None)
+    if isinstance(message, BaseMessage):
+        return message
+    return AIMessage(generation.text, response_metadata=response.llm_output or {})
+
+
+def _told_alike(messages: Sequence[BaseMessage]) -> bool:
+    """Whether all say that they used the same, as the choices of one response do."""
+    told = [getattr(message, "usage_metadata", None) for message in messages]
+    return told[0] is not None and all(x == told[0] for x in told)
+
+
 def _sources(message: BaseMessage) -> Iterator[Mapping[str, Any]]:
     """Where counts may stand, the most trusted first."""
     told = message.response_metadata
@@ -210,26 +272,28 @@ def _first(sources: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int | 
     return next((number for number in found if number), None)
 
 
-def _asked(claim: int | None, prompt: Prompt | None) -> int:
+def _asked(claim: int | None, prompt: Prompt | None, besides: str) -> int:
     """Tokens read: ``claim`` as far as it can be true, or what ``prompt`` is estimated at."""
     if claim is not None and claim <= MOST_UNSEEN:
         return claim  # chat templates, tools and what they find are read too, and are in no message
     if prompt is None:
         return 0 if claim is None else min(claim, MOST_UNSEEN)
     if claim is None:
-        return tokens_of(prompt)
-    text, pictures, messages = _read(prompt)
-    seen = len(text.encode(errors="replace")) + _TEMPLATE * messages
-    return believed(claim, seen, unseen=MOST_READ if pictures else MOST_UNSEEN)
+        return tokens_of(prompt) + (estimate_tokens(besides) if besides else 0)
+    text, pictures, messages = parts_of(prompt)
+    seen = len(text.encode(errors="replace")) + len(besides.encode(errors="replace")) + _TEMPLATE * messages
+    true = believed(claim, seen, unseen=MOST_READ if pictures else MOST_UNSEEN) == claim
+    # One that cannot be true says nothing.
+    return claim if true else tokens_of(prompt) + (estimate_tokens(besides) if besides else 0)
 
 
 def tokens_of(prompt: Prompt) -> int:
     """Tokens of a prompt that nobody counted."""
-    text, pictures, messages = _read(prompt)
-    return estimate_tokens(text) + _PICTURE * pictures + _TURN * messages + _REPLY
+    text, pictures, messages = parts_of(prompt)
+    return estimate_tokens(text) + PICTURE * pictures + _TURN * messages + _REPLY
 
 
-def _read(prompt: Prompt) -> tuple[str, int, int]:
+def parts_of(prompt: Prompt) -> tuple[str, int, int]:
     """The text of a prompt, how many blocks of it are none, and how many messages it has."""
     if isinstance(prompt, str):
         return prompt, 0, 1
@@ -238,14 +302,23 @@ def _read(prompt: Prompt) -> tuple[str, int, int]:
     for message in prompt:
         if isinstance(message, BaseMessage):
             content: Any = message.content
-            calls: Any = message.tool_calls if isinstance(message, AIMessage) else None
+            calls: Any = [*message.tool_calls, *message.invalid_tool_calls] if isinstance(message, AIMessage) else None
         else:
             content, calls = message.get("content"), message.get("tool_calls")
-        texts = [text_in(block) for block in ([content] if isinstance(content, str) else content or ())]
+        known = {x.get("id") for x in calls or () if isinstance(x, Mapping)}
+        texts = [_text_sent(block, known) for block in ([content] if isinstance(content, str) else content or ())]
         parts += [text for text in texts if text is not None]
         parts += [_json(calls)] if calls else []
         pictures += sum(text is None for text in texts)
     return "\n".join(parts), pictures, len(prompt)
+
+
+def _text_sent(block: Any, known: Collection[Any]) -> str | None:
+    """A block of a prompt as text; None where it is none. A tool call that the message says besides is said once."""
+    kind = block.get("type") if isinstance(block, Mapping) else None
+    if kind in _CALLS:
+        return "" if block.get("id") in known else _json(block)
+    return _json(block) if kind in _THOUGHTS or kind == "refusal" else text_in(block)
 
 
 def _all_text(message: BaseMessage) -> tuple[str, bool]:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -14,16 +13,17 @@ from langchain_core.messages import BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ContextThreadPoolExecutor
 
+from rfx_agent._collector import collector_paused
 from rfx_agent.checks import among
 from rfx_agent.errors import ConfigError, SamplerError, SamplerTimeout, is_control_flow
 from rfx_agent.ports import Sampler
-from rfx_agent.records import Rollout, SampleRequest, SampleResult, Usage
+from rfx_agent.records import SampleRequest, SampleResult, Usage
 from rfx_agent.samplers.chat.connected import connected
 from rfx_agent.samplers.chat.models import model_of, models_in, most_calls, name_of, secrets_in, with_models
 from rfx_agent.samplers.chat.parameters import PARAMETERS, Asked, Draw, Learned, traits_of
 from rfx_agent.samplers.chat.read import rollout_of, tokens_of
 from rfx_agent.samplers.openai.provider_errors import map_error
-from rfx_agent.samplers.openai.secrets import redact
+from rfx_agent.samplers.openai.secrets import plain_line, without
 from rfx_agent.samplers.openai.transport import TALLY
 from rfx_agent.samplers.usage import LOST
 
@@ -132,7 +132,14 @@ class ChatModelSampler(Sampler):
             return await self._asked(draws[at], asynchronous=True).ainvoke(messages, _tagged(at))
 
         answers = await asyncio.gather(*map(one, range(request.n)), return_exceptions=True)
+        if any(isinstance(x, BaseMessage) and x.response_metadata.get("logprobs") for x in answers):
+            return await asyncio.to_thread(self._tables, request, draws, answers)
         return self._result(request, draws, answers)
+
+    def _tables(self, request: SampleRequest, draws: Sequence[Draw], answers: Sequence[Any]) -> SampleResult:
+        """``_result`` of answers with log-probabilities, which take a while to read."""
+        with collector_paused():
+            return self._result(request, draws, answers)
 
     def _takes(self, parameter: str) -> bool:
         known = self.learned.values()
@@ -180,7 +187,7 @@ class ChatModelSampler(Sampler):
         failures = [self._failure(x) if isinstance(x, Exception) else None for x in answers]
         secrets = secrets_in(self.model)
         rollouts = tuple(
-            _without(
+            without(
                 secrets,
                 rollout_of(x, draw.taken("temperature"), prompt=request.messages, cap=draw.taken("max_tokens")),
             )
@@ -197,9 +204,9 @@ class ChatModelSampler(Sampler):
             raise failure from (answers[at] if isinstance(answers[at], Exception) else None)
         notes = [*dict.fromkeys(str(x) for x in failures if x is not None), *self._left_out(request, secrets)]
         notes += [f"{LOST} (x{sum(lost)})" if sum(lost) > 1 else LOST] if any(lost) else []
-        without = sum(x.logprobs is None for x in rollouts)
-        if request.want_logprobs and without:
-            some = "" if without == len(rollouts) else f" that can be used for {without} of {len(rollouts)} draws"
+        lacking = sum(x.logprobs is None for x in rollouts)
+        if request.want_logprobs and lacking:
+            some = "" if lacking == len(rollouts) else f" that can be used for {lacking} of {len(rollouts)} draws"
             notes.append(f"{self.name} gave no log-probabilities{some}")
         usage = sum((x.usage for x in rollouts), Usage())
         read = tokens_of(request.messages)
@@ -221,27 +228,10 @@ class ChatModelSampler(Sampler):
         refused = {name: why for traits in self.learned.values() for name, why in traits.refused.items()}
         wanted = self._values(request, 0)
         return [
-            f"{effect} ({redact(refused[name], secrets)[:300]})"
+            f"{effect} ({plain_line(refused[name], 300, secrets)})"
             for name, effect in _EFFECTS.items()
             if name in refused and name in wanted
         ]
-
-
-def _without(secrets: Sequence[str], made: Rollout) -> Rollout:
-    """``made`` without keys that the provider may quote back."""
-    shown = (made.text, made.finish_reason or "", made.response_id or "")
-    if not any(secret in text for secret in secrets for text in shown):
-        return made
-    text, reason, name = (redact(text, secrets) for text in shown)
-    same = text == made.text
-    return replace(
-        made,
-        text=text,
-        finish_reason=reason or None,
-        response_id=name or None,
-        tokens=made.tokens if same else None,
-        logprobs=made.logprobs if same else None,
-    )
 
 
 def _tagged(draw: int) -> RunnableConfig:

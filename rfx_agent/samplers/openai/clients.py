@@ -26,7 +26,7 @@ from rfx_agent.samplers.openai.held import Held
 from rfx_agent.samplers.openai.inherited import anew
 from rfx_agent.samplers.openai.provider_errors import map_error
 from rfx_agent.samplers.openai.reply import MalformedReplyError
-from rfx_agent.samplers.openai.secrets import in_url, of_client, spellings
+from rfx_agent.samplers.openai.secrets import in_url, of_client, purged, spellings
 from rfx_agent.samplers.openai.transport import TALLY, Tally, http_client
 
 if TYPE_CHECKING:
@@ -176,11 +176,14 @@ class _Raw:
         for secret in self.secrets:  # a server may quote its key back in any field
             body = body.replace(secret.encode(), b"[key]")
         try:
-            return Reply(_decoded(body), self.calls, lost=self.lost)
+            data = _decoded(body)
+            if self.secrets and (b"\\u00" in body or b"\\/" in body):  # of which there are more than can be listed
+                data = purged(data, self.secrets)
+            return Reply(data, self.calls, lost=self.lost)
         except (ValueError, RecursionError) as error:
             broken = MalformedReplyError(f"the body is not JSON: {error}")
             broken.__cause__ = error
-            return Reply.failed(broken, calls=self.calls, lost=self.lost + 1)
+            return Reply.failed(broken, calls=self.calls, lost=self.lost + 1, known=self.secrets)
 
 
 def _decoded(body: bytes) -> Any:
@@ -208,7 +211,8 @@ class Clients:
     Args:
         name: of the backend, for messages.
         base_url: the server; by default ``OPENAI_BASE_URL``, else OpenAI itself.
-        api_key: by default ``OPENAI_API_KEY``; a server given by URL is called with a placeholder without either.
+        api_key: by default ``OPENAI_API_KEY``; a server given by URL is called with a placeholder where there is none,
+            and where it is empty. ``OPENAI_ORG_ID`` and ``OPENAI_PROJECT_ID`` go out with ``OPENAI_API_KEY`` alone.
         timeout: seconds that the head of an answer may take, per attempt; a body may take as long again.
         max_retries: transport retries of the SDK.
         client: an ``openai.OpenAI`` to use instead; it is not closed here.
@@ -238,7 +242,8 @@ class Clients:
         if base_url is not None and not base_url.startswith(("http://", "https://")):
             # Not the value received: what is wrong with it may be where its password stands.
             raise ConfigError(f"{name}: base_url is no http or https URL; give one such as 'http://127.0.0.1:8000/v1'")
-        if own and base_url is None and not (api_key or os.environ.get("OPENAI_API_KEY")):
+        default = os.environ.get("OPENAI_API_KEY")
+        if own and base_url is None and not (default if api_key is None else api_key):
             raise ConfigError(
                 f"{name}: api_key is missing; give it, set OPENAI_API_KEY, or give the base_url of a server"
             )
@@ -326,10 +331,12 @@ class Clients:
             max_retries=self._max_retries,
             http_client=self._http(asynchronous),
         )
+        if self._api_key is not None or not self._key():  # they belong to the SDK's own key
+            made.organization = made.project = None
         return _warm(made)  # type: ignore[no-any-return]  # either
 
     def _key(self) -> str | None:
-        return self._api_key or os.environ.get("OPENAI_API_KEY")
+        return os.environ.get("OPENAI_API_KEY") if self._api_key is None else self._api_key
 
 
 def _warm(client: Any) -> Any:

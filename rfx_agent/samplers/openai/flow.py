@@ -19,6 +19,7 @@ from rfx_agent.samplers.openai.reply import (
     read_choices,
     to_rollout,
 )
+from rfx_agent.samplers.openai.secrets import redact, without
 from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
 from rfx_agent.samplers.usage import (
     LOST,
@@ -73,7 +74,7 @@ def sample_flow(
         SamplerError: no draw came back; the last failure, with the calls of all.
     """
     whole(f"{clients.name}: n", request.n, least=1)
-    harvest = _Harvest(request, traits, clients.name)
+    harvest = _Harvest(request, traits, clients)
     parts, again = _split(range(request.n), traits.max_n), False
     short: list[int] = []
     while parts:
@@ -148,11 +149,12 @@ def _refused(body: Mapping[str, Any], reply: Reply) -> str | None:
 class _Harvest:
     """What has come back so far."""
 
-    def __init__(self, request: SampleRequest, traits: Traits, name: str) -> None:
+    def __init__(self, request: SampleRequest, traits: Traits, clients: Clients) -> None:
         self.request = request
         self.traits = traits
-        self.name = name
-        self.asked = json.dumps(request.messages, default=str)
+        self.name = clients.name
+        self.secrets = clients.secrets()
+        self.asked = json.dumps(request.messages, default=str, ensure_ascii=False)
         self.calls = 0
         self.lost = 0  # draws of tries that the server may have worked on, and that brought nothing
         self.usage = Usage()
@@ -173,9 +175,10 @@ class _Harvest:
         """Keep what ``reply`` holds for ``draws``; returns the draws that it is short of."""
         request, traits = self.request, self.traits
         try:
-            choices = [] if reply.error else read_choices(reply.data, request.prefix or "")
+            # More than were asked for are nobody's.
+            choices = [] if reply.error else read_choices(reply.data, request.prefix or "")[: max(len(draws), 1)]
         except MalformedReplyError as error:
-            reply = Reply.failed(error, calls=reply.calls)
+            reply = Reply.failed(error, calls=reply.calls, known=self.secrets)
             self.count(draws, Reply(None, 0, lost=1))
         if reply.error:
             self.error = reply.error
@@ -190,9 +193,9 @@ class _Harvest:
             prompt = estimate_tokens(self.asked)
             self.notes["the server reported no usage: prompt tokens are estimated from the text"] += 1
         else:
-            prompt = believed(
-                claim, len(self.asked), unseen=MOST_READ if has_pictures(request.messages) else MOST_UNSEEN
-            )
+            unseen = MOST_READ if has_pictures(request.messages) else MOST_UNSEEN
+            prompt = believed(claim, len(self.asked.encode(errors="replace")), unseen=unseen)
+            prompt = claim if prompt == claim else estimate_tokens(self.asked)  # one that cannot be true says nothing
         cap, claim = request.max_tokens * max(len(draws), 1), _claimed(reported, "completion_tokens")
         if claim is not None:
             written = sum(c.bytes for c in choices)
@@ -214,7 +217,7 @@ class _Harvest:
                 cap=request.max_tokens,
                 want=_asks_logprobs(request, traits) and "logprobs" not in traits.refused,
             )
-            self.rollouts.append((draw, rollout))
+            self.rollouts.append((draw, without(self.secrets, rollout)))
             if note:
                 self.flaws.setdefault(note, []).append(draw)
         return draws[len(choices) :]
@@ -226,7 +229,11 @@ class _Harvest:
             raise error
         self.rollouts.sort(key=lambda drawn: drawn[0])
         usage = self.usage + Usage(calls=self.calls)
-        return SampleResult(tuple(rollout for _, rollout in self.rollouts), usage, tuple(self._all_notes()))
+        return SampleResult(
+            tuple(rollout for _, rollout in self.rollouts),
+            usage,
+            tuple(redact(note, self.secrets) for note in self._all_notes()),
+        )
 
     def _all_notes(self) -> list[str]:
         notes = [

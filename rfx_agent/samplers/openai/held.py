@@ -93,4 +93,3 @@ class Held:
     def forked(self) -> None:
         """Forget what the parent of this process uses."""
         self._sync, self._loops = None, {}
-

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 from rfx_agent.errors import SamplerError, SamplerTimeout, may_have_worked
-from rfx_agent.fence import one_line
-from rfx_agent.samplers.openai.secrets import in_headers, in_url, redact, spellings
+from rfx_agent.samplers.openai.secrets import in_headers, in_url, plain_line, purged, redact, spellings, taken_out
+from rfx_agent.samplers.refusals import MOST_SAID
 
 __all__ = ["causes", "map_error", "status_of", "tries", "words_of"]
 
@@ -76,7 +76,6 @@ _UNSENT = frozenset(
     | {"ConnectTimeoutError", "EndpointConnectionError", "ConnectionRefusedError", "ClientConnectorError"}
 )
 _LIMIT = 300
-_READ = 16_000  # characters of an error that are read
 _DEPTH = 5  # of an error's envelope
 _SAYS = (
     "message",
@@ -116,11 +115,11 @@ def map_error(error: BaseException, known: tuple[str, ...] = ()) -> SamplerError
     if kind == "status":
         code = getattr(error, "code", None)
         transient = (status is None or status in _TRANSIENT_STATUS or status >= 500) and code not in _PERMANENT_CODES
-    said = redact(str(error)[:_READ] or "no message", secrets)
+    said = redact(str(error)[:MOST_SAID] or "no message", secrets)
     if words and words not in said:
         said = f"{said}: {words}"
     cause = f": {type(error.__cause__).__name__}" if error.__cause__ is not None else ""
-    message = f"{type(error).__name__}: {one_line(said, _LIMIT)}{cause}"
+    message = f"{type(error).__name__}: {plain_line(said, _LIMIT, secrets)}{cause}"
     make = SamplerTimeout if kind == "timeout" else SamplerError
     calls, lost = tries(error)
     return make(message, status=status, transient=transient, calls=calls, lost=lost)
@@ -179,7 +178,7 @@ def words_of(body: Any, depth: int = 0) -> str:
     """
     if isinstance(body, str) and body[:1] in ("{", "[") and depth < _DEPTH:
         with contextlib.suppress(ValueError, RecursionError):  # one error quotes another
-            return words_of(json.loads(body[:64_000]), depth + 1)
+            return words_of(json.loads(body[:MOST_SAID]), depth + 1)
     if isinstance(body, str):
         text = _TAG.sub(" ", body[:4_000]) if body.lstrip().startswith("<") else body[:4_000]
         return " ".join(text.split())[:_LIMIT]
@@ -223,21 +222,23 @@ def _secrets(error: BaseException) -> tuple[str, ...]:
 
 
 def _scrub(error: BaseException, secrets: tuple[str, ...]) -> None:
-    text = f"{error} {error!r} {vars(error)}"
-    if not any(secret in text for secret in secrets):
-        return
-    error.args = tuple(redact(str(arg), secrets) if _holds(arg, secrets) else arg for arg in error.args)
-    for name, value in vars(error).items():
-        if _holds(value, secrets):
+    args = tuple(_scrubbed(arg, secrets) for arg in error.args)
+    if args != error.args:
+        error.args = args
+    for name, value in [*vars(error).items()]:
+        kept = _scrubbed(value, secrets)
+        if kept is not value and kept != value:
             with contextlib.suppress(AttributeError, TypeError):
-                setattr(error, name, redact(str(value), secrets))
+                setattr(error, name, kept)
 
 
-def _holds(value: object, secrets: tuple[str, ...]) -> bool:
+def _scrubbed(value: Any, secrets: tuple[str, ...]) -> Any:
     if not isinstance(value, (str, bytes, dict, list, tuple)):
-        return False
-    text = str(value)
-    return any(secret in text for secret in secrets)
+        return value
+    with contextlib.suppress(RecursionError):
+        value = purged(value, secrets)
+    # What is no text of JSON, such as bytes, may hold one too.
+    return redact(str(value), secrets) if taken_out(str(value), secrets) != str(value) else value
 
 
 def _calls(error: BaseException) -> int:

@@ -40,8 +40,8 @@ class OpenAISampler(AsyncClosing, Sampler):
     Args:
         model: the model's name on the server.
         base_url: the server, ``/v1`` included; by default ``OPENAI_BASE_URL``, else OpenAI itself.
-        api_key: by default ``OPENAI_API_KEY``. Without either, a server given by URL is called with a
-            placeholder.
+        api_key: by default ``OPENAI_API_KEY``, which ``OPENAI_ORG_ID`` and ``OPENAI_PROJECT_ID`` go out with. Without
+            either, or where it is empty, a server given by URL is called with a placeholder.
         client: an ``openai.OpenAI`` to use instead; it keeps its own URL, key, timeout and retries, and is
             not closed here. Without ``async_client``, ``asample`` then runs it in a thread. Made with
             ``http_client=rfx_agent.samplers.http_client()``, it follows no redirect and is bounded as here.

@@ -7,22 +7,79 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-__all__ = ["in_headers", "in_url", "of_client", "redact", "spellings"]
+from rfx_agent.fence import one_line, visible
+from rfx_agent.records import Rollout
+
+__all__ = ["in_headers", "in_url", "of_client", "plain_line", "purged", "redact", "spellings", "taken_out", "without"]
 
 # Of headers and of a query's parameters.
 _NAMES = re.compile(r"(?i)key|token|auth|secret|cookie|passw|credential|sig(nature)?$")
 _KEY = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]{4,}|\bsk-[\w-]{8,}")
+_LONGEST = 2**16  # characters of what becomes one line
+_ESCAPE = re.compile(r"\\u00([0-9a-fA-F]{2})")
 _PERCENT = re.compile("%[0-9A-F]{2}")
+
+
+def taken_out(text: str, secrets: Iterable[str]) -> str:
+    """``text`` without ``secrets``, also where characters that nobody sees or escapes of JSON stand in them.
+
+    Where it hides one, it loses its other invisible characters and escapes too.
+    """
+    secrets = tuple(secrets)
+    text = _replaced(text, secrets)
+    if not secrets or ("\\" not in text and text.replace("\n", "").replace("\t", "").isprintable()):
+        return text
+    shown = visible(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).replace("\\/", "/"))
+    return _replaced(shown, secrets) if any(secret in shown for secret in secrets) else text
+
+
+def _replaced(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "[key]")
+    return text
+
+
+def purged(data: Any, secrets: tuple[str, ...]) -> Any:
+    """``data``, as JSON decodes to, without ``secrets`` in any of its texts."""
+    if isinstance(data, str):
+        return taken_out(data, secrets)
+    if isinstance(data, dict):
+        return {purged(name, secrets): purged(value, secrets) for name, value in data.items()}
+    return type(data)([purged(one, secrets) for one in data]) if type(data) in (list, tuple) else data
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """``text`` without ``secrets`` and without what looks like an API key or a bearer token."""
-    for secret in secrets:
-        text = text.replace(secret, "[key]")
-    return _KEY.sub("[key]", text)
+    return _KEY.sub("[key]", taken_out(text, secrets))
+
+
+def plain_line(text: str, limit: int, secrets: Iterable[str] = ()) -> str:
+    """``text`` redacted, on one line and cut to ``limit`` characters.
+
+    It is cleaned before it is redacted: what is taken out may part a key. It is cut last: half a key is not found.
+    """
+    return one_line(redact(visible(text[:_LONGEST]), secrets), limit)
+
+
+def without(secrets: tuple[str, ...], made: Rollout) -> Rollout:
+    """``made`` without keys that the server may quote back; its tokens and its table go where its text holds one."""
+    shown = (made.text, made.finish_reason or "", made.response_id or "", "".join(made.tokens or ()))
+    text, reason, name, tokens = (taken_out(text, secrets) for text in shown)
+    same = text == made.text and tokens == shown[3]
+    if same and (reason, name) == shown[1:3]:
+        return made
+    return replace(
+        made,
+        text=text,
+        finish_reason=reason or None,
+        response_id=name or None,
+        tokens=made.tokens if same else None,
+        logprobs=made.logprobs if same else None,
+    )
 
 
 def of_client(client: Any) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from functools import cache
 from typing import Any
 
 from rfx_agent._http import tls_context
-from rfx_agent.errors import may_have_worked
+from rfx_agent.engine.drive import METER
+from rfx_agent.errors import SamplerError, may_have_worked
 from rfx_agent.samplers.openai.reply import MalformedReplyError
 
 __all__ = ["TALLY", "Tally", "http_client"]
@@ -77,15 +78,19 @@ def http_client(
     def request(sent: Any) -> Callable[[str, Mapping[str, Any]], None]:
         if before is not None:
             before()
-        tally = TALLY.get()
+        tally, meter = TALLY.get(), METER.get()
+        if meter is not None and meter.over:
+            raise SamplerError("the call was given up, and nobody waits for an answer any more")
         if tally is not None:
             tally.tried += 1
 
         def seen(event: str, info: Mapping[str, Any]) -> None:
             if event == "connection.connect_tcp.complete" and connected is not None:
                 connected(info["return_value"].get_extra_info("socket"))
-            elif event.endswith(".send_request_headers.complete") and tally is not None:
-                tally.sent += 1
+            elif event.endswith(".send_request_headers.complete"):
+                for counted in (tally, meter):
+                    if counted is not None:
+                        counted.sent += 1
 
         sent.headers["accept-encoding"] = ", ".join(_INFLATES)
         # The client logs its URL: what may be a key goes beside it, as the target of the request's first line.
