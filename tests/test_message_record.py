@@ -247,7 +247,9 @@ def counted(output: int, content: Any = LONG, read: int = 10, **details: int) ->
         (counted(10**18), None, len(LONG)),
         (counted(10**9, reasoning=10**9), 512, 512),
         (counted(1_200), 512, 1_200),  # a server that does not honour a cap wrote that much
-        (counted(4_000, "42", reasoning=3_900), 512, 4_000),  # nor does every server count thoughts under it
+        (counted(4_000, "42", reasoning=3_900), 512, 512),  # thoughts count under it
+        (counted(4_000, "42", audio=3_900), 512, 4_000),  # which sounds do not
+        (counted(1, "word " * 4_000), 512, 6_667),  # too few for what is seen
         (counted(40_000, "42"), None, 40_000),  # thoughts that nobody shows
         (counted(1_290, [{"type": "image_url", "image_url": {"url": RAW}}]), 512, 1_290),
         (counted(300, "42"), 512, 300),

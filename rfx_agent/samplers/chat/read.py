@@ -10,11 +10,12 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import LLMResult
 from pydantic import BaseModel
 
+from rfx_agent.evidence.kinds import is_cut
 from rfx_agent.evidence.tables import TopLogprobs
 from rfx_agent.fence import one_line
 from rfx_agent.records import Message, Rollout, Usage
 from rfx_agent.samplers.openai.rows import read_table
-from rfx_agent.samplers.usage import MOST_READ, MOST_UNSEEN, believed, count, ending, estimate_tokens, hidden
+from rfx_agent.samplers.usage import MOST_READ, MOST_UNSEEN, believed, count, ending, estimate_tokens, hidden, too_low
 
 __all__ = [
     "PICTURE",
@@ -178,8 +179,9 @@ def _table(text: str, told: Any) -> tuple[tuple[str, ...] | None, TopLogprobs | 
 def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | None = None, besides: str = "") -> Usage:
     """Tokens of one model call. What nobody counted is estimated from the text; what cannot be true is not believed.
 
-    A model writes at most ``cap`` tokens, or where no cap is known at most a token per byte, besides what it thought
-    unseen; it reads at most a token per byte, besides pictures and files. ``besides`` is what was sent and is in no
+    A model writes at most ``cap`` tokens, or a token per byte where that is more. Pictures, audio and files come
+    on top, and where no cap is known what it thought unseen. A token for more than 64 bytes of text is too few. A
+    model reads at most a token per byte, besides pictures and files. ``besides`` is what was sent and is in no
     message, such as the schemas of tools.
 
     Example:
@@ -195,14 +197,16 @@ def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | N
     estimate = max(estimate_tokens(text), 1)
     if not written:
         # A text that was cut at its cap has it all, also where the model only thought.
-        cut = cap is not None and (ended(message) or "").lower() in ("length", "max_tokens")
+        cut = cap is not None and is_cut(ended(message))
         return Usage(asked, max(estimate, cap or 0) if cut else estimate, 1)
     if cap is None or unseen:
         more = MOST_UNSEEN
     else:
         details = sources[0].get("output_token_details") or sources[0].get("completion_tokens_details")
-        more = hidden(details)
+        more = hidden(details, cap=cap)
     seen = len(text.encode(errors="replace"))
+    if too_low(written, seen):
+        return Usage(asked, estimate, 1)
     return Usage(asked, believed(written, seen, unseen=more, cap=cap, least=estimate), 1)
 
 

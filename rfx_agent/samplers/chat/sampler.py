@@ -23,7 +23,7 @@ from rfx_agent.samplers.chat.models import model_of, models_in, most_calls, name
 from rfx_agent.samplers.chat.parameters import PARAMETERS, Asked, Draw, Learned, traits_of
 from rfx_agent.samplers.chat.read import rollout_of, tokens_of
 from rfx_agent.samplers.openai.provider_errors import map_error
-from rfx_agent.samplers.openai.secrets import plain_line, without
+from rfx_agent.samplers.openai.secrets import plain_line, without_keys
 from rfx_agent.samplers.openai.transport import TALLY
 from rfx_agent.samplers.usage import LOST
 
@@ -187,7 +187,7 @@ class ChatModelSampler(Sampler):
         failures = [self._failure(x) if isinstance(x, Exception) else None for x in answers]
         secrets = secrets_in(self.model)
         rollouts = tuple(
-            without(
+            without_keys(
                 secrets,
                 rollout_of(x, draw.taken("temperature"), prompt=request.messages, cap=draw.taken("max_tokens")),
             )

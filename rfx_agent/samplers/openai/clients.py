@@ -177,6 +177,8 @@ class _Raw:
             body = body.replace(secret.encode(), b"[key]")
         try:
             data = _decoded(body)
+            if isinstance(data, dict) and "error" in data:  # whose repr is told
+                data["error"] = purged(data["error"], self.secrets)
             if self.secrets and (b"\\u00" in body or b"\\/" in body):  # of which there are more than can be listed
                 data = purged(data, self.secrets)
             return Reply(data, self.calls, lost=self.lost)

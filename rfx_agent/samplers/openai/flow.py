@@ -19,7 +19,7 @@ from rfx_agent.samplers.openai.reply import (
     read_choices,
     to_rollout,
 )
-from rfx_agent.samplers.openai.secrets import redact, without
+from rfx_agent.samplers.openai.secrets import redact, without_keys
 from rfx_agent.samplers.refusals import REFUSALS, refused_parameter
 from rfx_agent.samplers.usage import (
     LOST,
@@ -31,6 +31,7 @@ from rfx_agent.samplers.usage import (
     has_pictures,
     hidden,
     of_lost,
+    too_low,
 )
 
 __all__ = ["Traits", "sample_flow"]
@@ -199,7 +200,11 @@ class _Harvest:
         cap, claim = request.max_tokens * max(len(draws), 1), _claimed(reported, "completion_tokens")
         if claim is not None:
             written = sum(c.bytes for c in choices)
-            claim = believed(claim, written, unseen=hidden(reported.get("completion_tokens_details")), cap=cap)
+            unseen = hidden(reported.get("completion_tokens_details"), cap=cap)
+            claim = believed(claim, written, unseen=unseen, cap=cap)
+            if too_low(claim, written // max(len(choices), 1)):  # it may be of one choice
+                claim = sum(estimate_tokens(c.text + c.thought) for c in choices)
+                self.notes["the server reported too few tokens for its text: they are estimated from it"] += 1
         each, total, of, note = completion_tokens(
             choices, claim, max_tokens=request.max_tokens, usage_of=traits.usage_of
         )
@@ -217,7 +222,7 @@ class _Harvest:
                 cap=request.max_tokens,
                 want=_asks_logprobs(request, traits) and "logprobs" not in traits.refused,
             )
-            self.rollouts.append((draw, without(self.secrets, rollout)))
+            self.rollouts.append((draw, without_keys(self.secrets, rollout)))
             if note:
                 self.flaws.setdefault(note, []).append(draw)
         return draws[len(choices) :]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from rfx_agent.evidence.kinds import is_cut
 from rfx_agent.fence import one_line
 from rfx_agent.records import Rollout, Usage
 from rfx_agent.samplers.openai.rows import covered, read_ids, read_table
@@ -44,7 +45,7 @@ class Choice:
         text: what the model wrote after any prefix: its content, else its refusal, else "" (a tool call,
             nothing at all).
         index: the server's index of it.
-        finish_reason: the server's, or None where it is no text.
+        finish_reason: the server's, ``length`` where it is another word for it, or None where it is no text.
         entries: per token ``{"token", "logprob", "top_logprobs", ...}``, or None where the server gave none.
         token_ids: ids of the tokens generated, where the server gives them (vLLM's ``return_token_ids``).
         prompt_ids: ids of the tokens read, likewise.
@@ -109,13 +110,19 @@ def _read(choice: Any, at: int, prefix: str, prompt_ids: tuple[int, ...] | None)
     return Choice(
         text=text,
         index=index if isinstance(index, int) else at,
-        finish_reason="refusal" if refused else _clipped(choice.get("finish_reason")),
+        finish_reason="refusal" if refused else _reason(choice.get("finish_reason")),
         entries=entries or None,
         token_ids=read_ids(choice.get("token_ids")),
         prompt_ids=prompt_ids or None,
         thought="".join(_text(message.get(key)) for key in _THOUGHTS),
         flaw=flaw,
     )
+
+
+def _reason(value: Any) -> str | None:
+    """Why a choice ended; each provider's word for a cap is ``length``."""
+    reason = _clipped(value)
+    return "length" if is_cut(reason) else reason
 
 
 def _clipped(value: Any) -> str | None:

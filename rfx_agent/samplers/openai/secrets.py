@@ -14,7 +14,17 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from rfx_agent.fence import one_line, visible
 from rfx_agent.records import Rollout
 
-__all__ = ["in_headers", "in_url", "of_client", "plain_line", "purged", "redact", "spellings", "taken_out", "without"]
+__all__ = [
+    "in_headers",
+    "in_url",
+    "of_client",
+    "plain_line",
+    "purged",
+    "redact",
+    "spellings",
+    "taken_out",
+    "without_keys",
+]
 
 # Of headers and of a query's parameters.
 _NAMES = re.compile(r"(?i)key|token|auth|secret|cookie|passw|credential|sig(nature)?$")
@@ -31,7 +41,8 @@ def taken_out(text: str, secrets: Iterable[str]) -> str:
     """
     secrets = tuple(secrets)
     text = _replaced(text, secrets)
-    if not secrets or ("\\" not in text and text.replace("\n", "").replace("\t", "").isprintable()):
+    hides = "\\u00" in text or "\\/" in text
+    if not secrets or (not hides and text.replace("\n", "").replace("\t", "").isprintable()):
         return text
     shown = visible(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).replace("\\/", "/"))
     return _replaced(shown, secrets) if any(secret in shown for secret in secrets) else text
@@ -65,7 +76,7 @@ def plain_line(text: str, limit: int, secrets: Iterable[str] = ()) -> str:
     return one_line(redact(visible(text[:_LONGEST]), secrets), limit)
 
 
-def without(secrets: tuple[str, ...], made: Rollout) -> Rollout:
+def without_keys(secrets: tuple[str, ...], made: Rollout) -> Rollout:
     """``made`` without keys that the server may quote back; its tokens and its table go where its text holds one."""
     shown = (made.text, made.finish_reason or "", made.response_id or "", "".join(made.tokens or ()))
     text, reason, name, tokens = (taken_out(text, secrets) for text in shown)

@@ -106,7 +106,10 @@ def http_client(
             tally = None
         inflates = (got.headers.pop("content-encoding", None) or "identity").strip().lower()
         if inflates not in (*_INFLATES, "identity"):
-            raise MalformedReplyError(f"the body is compressed by {inflates[:40]!r}, which nobody asked for")
+            # Not by what: a server may have written a key there, in small letters or cut.
+            raise MalformedReplyError(
+                f"the body is compressed by other than {' or '.join(_INFLATES)}, as was asked for"
+            )
         seconds = got.request.extensions.get("timeout", {}).get("read")
         bound = _Bound(seconds, inflates != "identity", tally, error=not got.is_success)
         got.stream = _bounded()(got.stream, bound)
