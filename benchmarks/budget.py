@@ -306,7 +306,7 @@ def databases(url: str, names: Iterable[int]) -> dict[int, str]:
 
 @contextlib.contextmanager
 def redis_at(folder: str, fsync: str) -> Iterator[str | None]:
-    """The URL of a Redis that is there for this run; None where there is no server."""
+    """Start a Redis for this run and give its URL; None where redis-server is not installed."""
     program = shutil.which("redis-server")
     if program is None:
         yield None

@@ -184,7 +184,7 @@ def loops() -> Callable[[int], Any]:
 
 
 def opinion() -> dict[str, Any]:
-    """A verifier whose pass is no proof."""
+    """A verifier whose pass is an opinion."""
     return {"verifier": FunctionVerifier(lambda text: "42" in text, weak=True, rates=(0.9, 0.1))}
 
 

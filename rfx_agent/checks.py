@@ -103,7 +103,7 @@ def share(who: str, value: Any, *, error: type[Exception] = ConfigError) -> floa
 
 
 def among(who: str, value: T, choices: Collection[Any], *, error: type[Exception] = ConfigError) -> T:
-    """One of ``choices``.
+    """Check that ``value`` is one of ``choices``, and return it.
 
     Example:
         >>> among("escalation: default", "reject", ("approve", "reject"))

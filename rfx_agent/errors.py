@@ -140,7 +140,7 @@ class SamplerError(RfxError):
         transient: whether the same request may succeed later.
         calls: requests that reached the server before this was raised.
         lost: of these, the ones that the server may have worked on; None if unknown.
-        usage: what all of them used, a ``Usage``, the lost ones as they are estimated; None if nobody knows.
+        usage: what all of them used, a ``Usage`` with the lost requests as they are estimated; None if it is unknown.
     """
 
     usage: Any = None

@@ -173,7 +173,7 @@ class Finished:
 
 
 Done: TypeAlias = Sampled | Scored | ToolRan | Escalated
-"""What is told of an operation once it is over; of verdicts each is told."""
+"""The events of an operation that is over; each verdict has one."""
 Event: TypeAlias = Reserved | Sampled | Judged | Scored | ToolRan | Decided | Escalated | Finished
 
 _UNSAID = frozenset({"text", "answer", "best"})

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 from rfx_agent.checks import shown
 from rfx_agent.errors import ConfigError
 
-__all__ = ["MOST_USED", "Spend", "Usage"]
+__all__ = ["MOST_USED", "Spend", "Usage", "text_tokens"]
 
 MOST_USED = 2**40
 """Tokens that a usage is bounded by: more than all models together write in a year."""
+
+# Low on purpose: better to charge a budget too much than too little. Bytes, for a character of Chinese is a token.
+_BYTES_PER_TOKEN = 3
+
+
+def text_tokens(size: int) -> int:
+    """Estimate the tokens of a text of ``size`` bytes, where no server counted them.
+
+    Example:
+        >>> text_tokens(15)
+        5
+    """
+    return -(-size // _BYTES_PER_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +133,22 @@ class Spend:
             self.calls * n,
             self.asked * n,
         )
+
+    def amounts(self) -> dict[str, float]:
+        """The amounts that are not 0, by name.
+
+        Example:
+            >>> Spend(tokens=90, calls=1).amounts()
+            {'tokens': 90, 'calls': 1}
+        """
+        return {x.name: amount for x in fields(self) if (amount := getattr(self, x.name))}
+
+    @classmethod
+    def read(cls, amounts: object) -> Spend:
+        """What ``amounts`` wrote. Names that a later version added are left out; what is not a mapping is nothing."""
+        if not isinstance(amounts, Mapping):
+            return cls()
+        return cls(**{x.name: amounts[x.name] for x in fields(cls) if x.name in amounts})
 
     def tried(self, n: int) -> Spend:
         """This amount for a call that was tried ``n`` times: its tokens and its money ``n`` times over."""

@@ -18,7 +18,17 @@ from rfx_agent.budgets.limits import Account, Claim, Grant, Refused, Replayed, R
 from rfx_agent.errors import StoreError
 from rfx_agent.ports import BudgetStore
 
-__all__ = ["Clock", "Driven", "Literal", "LiteralReservation", "StoreConformance", "flight", "ratio", "window"]
+__all__ = [
+    "Clock",
+    "Driven",
+    "Literal",
+    "LiteralReservation",
+    "StoreConformance",
+    "flight",
+    "ratio",
+    "survives_broken_connections",
+    "window",
+]
 
 WEEK = 7 * 86_400.0
 
@@ -81,6 +91,18 @@ class Driven:
     def account(self, name: str) -> Account:
         found = {x.name: x for x in self.store.accounts(name)}
         return found[name]
+
+
+def survives_broken_connections(store: BudgetStore, kill: Callable[[], Any]) -> None:
+    """Calls go on after ``kill`` has ended all connections to the server of ``store``."""
+    hold = store.reserve("a", (window(3),), seconds=60)
+    assert isinstance(hold, Reservation)
+    kill()
+    store.settle(hold, {"tokens": 2}, "done")
+    kill()
+    assert store.reserve("a", (window(3),), seconds=60) == Replayed("done")
+    kill()
+    assert store.accounts()[0].spent == 2
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])

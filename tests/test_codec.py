@@ -125,7 +125,7 @@ def test_an_unknown_word_in_any_field_of_words_leaves_the_case_readable() -> Non
     found = set()
 
     def changed(record: Any) -> Any:
-        """``record`` as plain values, with a word that nobody knows in each field of words."""
+        """``record`` as plain values, with an unknown word in each field that takes one of some words."""
         if isinstance(record, (list, tuple)):
             return [changed(x) for x in record]
         if not is_dataclass(record) or isinstance(record, type):
@@ -135,7 +135,7 @@ def test_an_unknown_word_in_any_field_of_words_leaves_the_case_readable() -> Non
             if words(hint):
                 found.add((type(record), name))
             if hasattr(record, name) and name in {f.name for f in fields(record)}:
-                unknown = words(hint) and (type(record), name) != (Outcome, "status")  # of which there is no default
+                unknown = words(hint) and (type(record), name) != (Outcome, "status")  # it has no default
                 made[name] = "word_of_version_9" if unknown else changed(getattr(record, name))
         return made
 

@@ -91,7 +91,7 @@ def _troubles(redis: Any) -> Callable[[], None]:
 
 
 def _of_tests(name: str) -> Any:
-    """``tests/<name>.py``, which is no part of a package."""
+    """The module ``tests/<name>.py``, loaded from its file: ``tests`` is not a package."""
     if name not in sys.modules:
         place = Path(__file__).parents[2] / "tests" / f"{name}.py"
         spec = importlib.util.spec_from_file_location(name, place)

@@ -117,7 +117,7 @@ def model() -> Iterator[Model]:
 
 @contextlib.contextmanager
 def redis_server() -> Iterator[str]:
-    """The URL of a Redis that is there for this run: append-only, synced every second, which is its default."""
+    """Start a Redis for this run and give its URL: append-only, synced every second, which is its default."""
     program, port = shutil.which("redis-server"), free_port()
     if program is None:
         raise SystemExit("overspend: redis-server is not there; install Debian's package redis-server")

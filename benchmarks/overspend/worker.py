@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,13 @@ def usd_of(read: int, written: int) -> float:
     return (read * 1.0 + written * 4.0) / 1e6
 
 
-def words_of(text: str, whole: bool) -> str:
-    """What the reader of a stream has; an abandoned one is marked."""
-    if not whole:
-        raise Abandoned(text)
+async def joined(pieces: AsyncIterator[str], leave: bool) -> str:
+    """The text of a stream; ``Abandoned`` after the second piece where its reader leaves."""
+    text, number = "", 0
+    async for piece in pieces:
+        text, number = text + piece, number + 1
+        if leave and number == 2:
+            raise Abandoned
     return text
 
 

@@ -60,7 +60,7 @@ class Reported(BaseCallbackHandler):
         self._prompts[run_id] = messages, cap_in(more.get("invocation_params"))
 
     def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **more: Any) -> None:
-        """A model that is no chat model is asked."""
+        """A model that takes a text, not messages, is asked."""
         self._prompts[run_id] = prompts, cap_in(more.get("invocation_params"))
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
@@ -85,8 +85,8 @@ class Reported(BaseCallbackHandler):
 
     def _failed(self, run_id: UUID, calls: int, lost: int) -> None:
         prompts, cap = self._asked(run_id)
-        used = sum((lost_usage(prompt, cap) for prompt in prompts), Usage())
+        used = sum((lost_usage(prompt, cap, lost) for prompt in prompts), Usage())
         with self._lock:
             self.lost += lost
-            self.gone += Usage(used.prompt_tokens * lost, used.completion_tokens * lost)
+            self.gone += used
             self._usage += Usage(calls=calls)

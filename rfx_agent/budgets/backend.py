@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Credit:
 
 
 class Unknown(Exception):
-    """Something that was sent and not answered: nobody knows whether it was done. Never leaves a store."""
+    """Something was sent and not answered, so it may have been done or not. Never leaves a store."""
 
 
 class Failure(Exception):
@@ -58,10 +59,11 @@ class Backend(ABC):
     """
 
     shown: str
+    _clock: Callable[[], float] | None = None
 
-    @abstractmethod
     def tick(self) -> float:
         """Seconds, to tell how old a deposit is when it is written."""
+        return self._clock() if self._clock is not None else time.monotonic()
 
     @abstractmethod
     def run(
@@ -74,7 +76,7 @@ class Backend(ABC):
         """Do ``operations``, and say what each answers: a ``StoreError`` where one of them alone cannot be done.
 
         Raises:
-            Unknown: nobody knows whether it was done.
+            Unknown: it may have been done or not.
             Exception: the driver's; nothing was done.
         """
 

@@ -45,12 +45,12 @@ class Operation(ABC):
 
     @property
     def grants(self) -> Reservation | None:
-        """What is reserved if it is granted; None where this is no reservation."""
+        """What is reserved if it is granted; None for other operations."""
         return None
 
     @property
     def frees(self) -> Reservation | None:
-        """What it releases; None where this is no release."""
+        """What it releases; None for other operations."""
         return None
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from rfx_agent.errors import ConfigError
 
-__all__ = ["check_escaped", "scheme_of"]
+__all__ = ["check_escaped", "hidden", "scheme_of"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,39}")
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """``text`` with ``***`` in place of each of ``secrets``."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
 
 
 def scheme_of(url: object, *, who: str, how: str) -> str:

@@ -16,6 +16,7 @@ from rfx_agent.budgets.step import CAPS, Price
 from rfx_agent.case import Case, Diagnosis
 from rfx_agent.errors import may_have_worked
 from rfx_agent.records import Message, Rollout, Spend, Usage
+from rfx_agent.spend import text_tokens
 
 if TYPE_CHECKING:
     from rfx_agent.engine.run import Run
@@ -35,7 +36,6 @@ __all__ = [
 ]
 
 _TEMPLATE = 64  # tokens that a chat template may add to each message's own text
-_BYTES_PER_TOKEN = 3  # as samplers estimate what nobody counted
 _PER_TOKEN = 4  # characters of a token, on average; for estimates that nothing is capped by
 _INSTANT = 0.001  # seconds
 _DRAWS = 1_000  # draws of a plain retry that has no cap, for its estimate
@@ -57,7 +57,7 @@ def of_usage(
 
 
 def reported(error: Exception | None) -> Usage:
-    """What an error says of the requests that were made before it; their number alone where nobody knows more."""
+    """The usage that an error reports; where it reports none, only the number of requests that were made before it."""
     used = getattr(error, "usage", None)
     return replace(used if isinstance(used, Usage) else Usage(), calls=getattr(error, "calls", 0))
 
@@ -155,7 +155,7 @@ def prompt_tokens(case: Case) -> int:
     known = max((x.usage.prompt_tokens for x in case.rollouts if x.remedy == "retry"), default=0)
     most = bytes_of(case.step.messages)
     # No less than what a try that is lost is charged, whose prompt is estimated.
-    return max(known, -(-most // _BYTES_PER_TOKEN)) if known else most
+    return max(known, text_tokens(most)) if known else most
 
 
 def bytes_of(messages: Sequence[Message]) -> int:

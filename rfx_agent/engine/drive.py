@@ -98,7 +98,10 @@ def drive(flow: Flow[T]) -> T:
 
 
 async def drive_async(flow: Flow[T]) -> T:
-    """Run ``flow`` on the running event loop; the calls of one yield run concurrently."""
+    """Run ``flow`` on the running event loop, and return what it returns.
+
+    The flow yields calls and is sent their replies. Calls that it yields together run concurrently.
+    """
     try:
         calls = next(flow)
         while True:

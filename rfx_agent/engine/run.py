@@ -254,7 +254,7 @@ class Run:
         except GeneratorExit:
             raise
         except BaseException:
-            # Cancelled, or steering the graph, in mid-call: nobody knows what it cost, so all that was reserved.
+            # Cancelled, or steering the graph, in mid-call: the cost is unknown, so charge all that was reserved.
             lost = cost.tried(max((x.meter.lost for x in item.calls), default=1))
             purse.settle(cost, lost, item.model)
             yield from _ended(hold, self._charge(item, lost))

@@ -122,7 +122,7 @@ def decision_of(reply: Any) -> Approve | Edit | Reject | Respond:
         reply: ``{"decisions": [...]}`` with one decision, or one decision.
 
     Raises:
-        EscalationError: it is no such reply.
+        EscalationError: it is not such a reply.
     """
     if isinstance(reply, Mapping) and "type" in reply:
         reply = {"decisions": [reply]}

@@ -39,7 +39,7 @@ class FixedPlayer(Player):
         self._turns = np.array([remedies.index(op) for op in turns], dtype=np.intp)
 
     def act(self, failures: Ints, tries: npt.NDArray[np.int64]) -> tuple[Ints, Floats]:
-        """See ``Player``."""
+        """Choose the next remedy of the sequence for each failure (see ``Player.act``)."""
         return self._turns[tries.sum(axis=1) % len(self._turns)], np.full(len(failures), np.nan)
 
 
@@ -50,7 +50,7 @@ class MappedPlayer(Player):
         self._remedies = remedies
 
     def act(self, failures: Ints, tries: npt.NDArray[np.int64]) -> tuple[Ints, Floats]:
-        """See ``Player``."""
+        """Choose each failure's own remedy again (see ``Player.act``)."""
         return self._remedies[failures], np.full(len(failures), np.nan)
 
 

@@ -43,14 +43,14 @@ class Steer(Remedy):
             object.__setattr__(self, "node", "resample")
 
     def bound(self, run: Run, case: Case) -> Spend | str:
-        """See ``Remedy``."""
+        """The most that one steered decode costs, or why none is possible (see ``Remedy.bound``)."""
         failed = _site(case)
         if run.settings.steerer is None or failed is None:
             return _NOTHING
         return self._each(run, case, failed) + Spend(attempts=1)
 
     def attempt(self, run: Run, case: Case) -> Flow[Case]:
-        """See ``Remedy``."""
+        """Steer one decode of a failed draw, and judge what comes of it (see ``Remedy.attempt``)."""
         steerer, failed = run.settings.steerer, _site(case)
         if steerer is None or failed is None:
             return case.add((), Attempt(self.name, note=_NOTHING))

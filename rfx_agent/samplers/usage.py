@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rfx_agent.records import SampleRequest, Usage
+from rfx_agent.spend import text_tokens
 
 __all__ = [
     "LOST",
@@ -22,9 +23,6 @@ __all__ = [
     "of_lost",
     "too_low",
 ]
-
-# Low on purpose: better to charge a budget too much than too little. Bytes, for a character of Chinese is a token.
-_BYTES_PER_TOKEN = 3
 
 LOST = "an answer was lost on its way: it is charged as if it had used its whole cap"
 """A note on a try that a provider may have worked on and that brought nothing."""
@@ -68,7 +66,7 @@ def estimate_tokens(text: str) -> int:
         >>> estimate_tokens("six times seven")
         5
     """
-    return -(-len(text.encode(errors="replace")) // _BYTES_PER_TOKEN)
+    return text_tokens(len(text.encode(errors="replace")))
 
 
 def of_lost(request: SampleRequest, tries: int, *, draws: int = 1) -> Usage:

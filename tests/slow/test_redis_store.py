@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from store_conformance import Clock, flight, ratio, window
+from store_conformance import Clock, flight, ratio, survives_broken_connections, window
 
 from rfx_agent import ConfigError
 from rfx_agent.budgets.accounting import OPEN, AccountRow, Book, micros
@@ -466,14 +466,7 @@ def test_a_user_without_rights_is_told_which_are_needed(another: Any) -> None:
 
 def test_connections_that_break_between_two_calls_are_made_again(redis_server: RedisServer, redis_url: str) -> None:
     with RedisStore(redis_url) as store:
-        hold = store.reserve("a", (window(3),), seconds=60)
-        assert isinstance(hold, Reservation)
-        redis_server.kill_connections()
-        store.settle(hold, {"tokens": 2}, "done")
-        redis_server.kill_connections()
-        assert store.reserve("a", (window(3),), seconds=60) == Replayed("done")
-        redis_server.kill_connections()
-        assert store.accounts()[0].spent == 2
+        survives_broken_connections(store, redis_server.kill_connections)
 
 
 def test_a_script_that_the_server_forgot_is_sent_again(redis_server: RedisServer, redis_url: str) -> None:

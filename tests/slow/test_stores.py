@@ -28,7 +28,17 @@ import states
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from store_conformance import Clock, Driven, Literal, LiteralReservation, StoreConformance, flight, ratio, window
+from store_conformance import (
+    Clock,
+    Driven,
+    Literal,
+    LiteralReservation,
+    StoreConformance,
+    flight,
+    ratio,
+    survives_broken_connections,
+    window,
+)
 
 from rfx_agent import ConfigError
 from rfx_agent.budgets.at import store_at
@@ -400,14 +410,7 @@ def test_killed_at_any_moment_nothing_settled_is_lost_and_nothing_stays_reserved
 
 def test_connections_that_break_between_two_calls_are_made_again(postgres: Any, postgres_url: str) -> None:
     with SQLStore(postgres_url) as store:
-        hold = store.reserve("a", (window(3),), seconds=60)
-        assert isinstance(hold, Reservation)
-        postgres.kill_connections()
-        store.settle(hold, {"tokens": 2}, "done")
-        postgres.kill_connections()
-        assert store.reserve("a", (window(3),), seconds=60) == Replayed("done")
-        postgres.kill_connections()
-        assert store.accounts()[0].spent == 2
+        survives_broken_connections(store, postgres.kill_connections)
 
 
 def test_a_database_that_stops_is_an_error_and_goes_on_when_it_is_back(postgres: Any, postgres_url: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 from servers import Answer, ChatServer, choice, completion, dripping_server, unused_port
+from untrusted import KEY, PROMPT, asked, both
 
 from rfx_agent import ChatModelSampler, Recovery, RetryBudget, SampleRequest
 from rfx_agent.codec import dump
@@ -24,15 +25,6 @@ from rfx_agent.samplers.openai.secrets import spellings
 from rfx_agent.testing import ScriptedVerifier
 
 langchain_openai = pytest.importorskip("langchain_openai")
-
-KEY = "rk-0123456789/abcdef+xyz"
-PROMPT = ({"role": "user", "content": "What is 3 + 4?"},)
-both = pytest.mark.parametrize("how", ["sync", "async"])
-
-
-def asked(sampler: ChatModelSampler, how: str, **request: Any) -> SampleResult:
-    wanted = SampleRequest(PROMPT, **({"max_tokens": 20} | request))
-    return sampler.sample(wanted) if how == "sync" else asyncio.run(sampler.asample(wanted))
 
 
 def of(url: str, **options: Any) -> ChatModelSampler:

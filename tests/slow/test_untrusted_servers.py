@@ -16,6 +16,7 @@ from urllib.parse import quote
 import openai
 import pytest
 from servers import Answer, ChatServer, choice, completion, dripping_server, entry, unused_port
+from untrusted import KEY, PROMPT, asked, both
 
 from rfx_agent import (
     MemoryStore,
@@ -36,15 +37,7 @@ from rfx_agent.samplers.openai.secrets import spellings
 from rfx_agent.samplers.refusals import refused_parameter
 from rfx_agent.testing import ScriptedVerifier
 
-KEY = "rk-0123456789/abcdef+xyz"
 MANY_DIGITS = 7_777_777_777  # stands for more digits than Python reads as a number
-PROMPT = ({"role": "user", "content": "What is 3 + 4?"},)
-both = pytest.mark.parametrize("how", ["sync", "async"])
-
-
-def asked(sampler: OpenAISampler, how: str, **request: Any) -> SampleResult:
-    wanted = SampleRequest(PROMPT, **({"max_tokens": 20} | request))
-    return sampler.sample(wanted) if how == "sync" else asyncio.run(sampler.asample(wanted))
 
 
 def of(server: ChatServer, **options: Any) -> OpenAISampler:

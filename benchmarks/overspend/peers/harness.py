@@ -16,7 +16,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai_harness.spend import Budget, RedisSpendStore, SpendLimitExceeded, SpendLimits
 from redis.asyncio import Redis
-from worker import Abandoned, Peer, Refused, main, usd_of
+from worker import Peer, Refused, joined, main, usd_of
 
 
 async def opened(plan: dict[str, Any]) -> Peer:
@@ -43,12 +43,7 @@ async def opened(plan: dict[str, Any]) -> Peer:
         if not plan["stream"]:
             return str((await agent.run(prompt)).output)
         async with agent.run_stream(prompt) as reply:
-            text, pieces = "", 0
-            async for piece in reply.stream_text(delta=True, debounce_by=None):
-                text, pieces = text + piece, pieces + 1
-                if leave and pieces == 2:
-                    raise Abandoned
-        return text
+            return await joined(reply.stream_text(delta=True, debounce_by=None), leave)
 
     async def acall(prompt: str, leave: bool) -> str:
         try:

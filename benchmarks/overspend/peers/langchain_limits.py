@@ -19,7 +19,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
-from worker import Abandoned, Peer, Refused, main
+from worker import Peer, Refused, joined, main
 
 
 async def opened(plan: dict[str, Any]) -> Peer:
@@ -51,12 +51,8 @@ async def opened(plan: dict[str, Any]) -> Peer:
         given = {"messages": [{"role": "user", "content": prompt}]}
         if not plan["stream"]:
             return str((await agent.ainvoke(given, config))["messages"][-1].text)
-        text, pieces = "", 0
-        async for chunk, _ in agent.astream(given, config, stream_mode="messages"):
-            text, pieces = text + chunk.text, pieces + 1
-            if leave and pieces == 2:
-                raise Abandoned
-        return text
+        stream = agent.astream(given, config, stream_mode="messages")
+        return await joined((chunk.text async for chunk, _ in stream), leave)
 
     async def acall(prompt: str, leave: bool) -> str:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import litellm
 import redis
-from worker import Abandoned, Peer, Refused, main
+from worker import Abandoned, Peer, Refused, joined, main
 
 
 async def opened(plan: dict[str, Any]) -> Peer:
@@ -36,13 +36,12 @@ async def opened(plan: dict[str, Any]) -> Peer:
         reply = await router.acompletion(messages=[{"role": "user", "content": prompt}], **body)
         if not plan["stream"]:
             return str(reply.choices[0].message.content)
-        text, pieces = "", 0
-        async for chunk in reply:
-            text, pieces = text + ((chunk.choices[0].delta.content or "") if chunk.choices else ""), pieces + 1
-            if leave and pieces == 2:
-                await reply.aclose()
-                raise Abandoned
-        return text
+        pieces = ((chunk.choices[0].delta.content or "") if chunk.choices else "" async for chunk in reply)
+        try:
+            return await joined(pieces, leave)
+        except Abandoned:
+            await reply.aclose()
+            raise
 
     async def acall(prompt: str, leave: bool) -> str:
         try:

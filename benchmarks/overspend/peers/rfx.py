@@ -10,10 +10,10 @@ import re
 from typing import Any
 
 from asks import Asks
+from rfx_shared import shared_budget
 from worker import Peer, Refused, main
 
-from rfx_agent import MemoryStore, OpenAISampler, Price, Recovery, RetryBudget, SharedBudget, Step, Window
-from rfx_agent.budgets import store_at
+from rfx_agent import OpenAISampler, Price, Recovery, RetryBudget, Step
 from rfx_agent.policies import FixedPolicy
 
 WRONG = "no"
@@ -21,10 +21,7 @@ WRONG = "no"
 
 async def opened(plan: dict[str, Any]) -> Peer:
     """The recovery, and what is asked of it."""
-    url = plan.get(plan["variant"])
-    store: Any = store_at(url) if url else MemoryStore()
-    limit = Window("global", plan["unit"], plan["cap"], per="day")
-    shared = SharedBudget(store=store, limits=(limit,), seconds=plan["expires"], wait=plan["wait"])
+    shared, spent = shared_budget(plan)
     recovery = Recovery(
         OpenAISampler("m", base_url=plan["base_url"], api_key="none", top_logprobs=None),
         lambda text: text != WRONG,
@@ -58,10 +55,6 @@ async def opened(plan: dict[str, Any]) -> Peer:
 
     async def bare(prompt: str, leave: bool) -> str:
         return (await asks.aask(prompt, leave))[0]
-
-    async def spent() -> float:
-        (account,) = store.accounts()
-        return (account.spent + account.reserved) / (1e9 if plan["unit"] == "usd" else 1)
 
     return Peer(acall=acall, call=call, bare=bare, spent=spent)
 

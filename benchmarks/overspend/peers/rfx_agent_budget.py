@@ -13,19 +13,16 @@ from langchain.agents.middleware import ModelRetryMiddleware
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from openai import APIConnectionError
-from worker import Abandoned, Peer, Refused, main
+from rfx_shared import shared_budget
+from worker import Peer, Refused, joined, main
 
-from rfx_agent import BudgetMiddleware, MemoryStore, Price, SharedBudget, Window
-from rfx_agent.budgets import store_at
+from rfx_agent import BudgetMiddleware, Price
 from rfx_agent.errors import BudgetExhausted
 
 
 async def opened(plan: dict[str, Any]) -> Peer:
     """The agents, and what is asked of them."""
-    url = plan.get(plan["variant"])
-    store: Any = store_at(url) if url else MemoryStore()
-    limit = Window("global", plan["unit"], plan["cap"], per="day")
-    shared = SharedBudget(store=store, limits=(limit,), seconds=plan["expires"], wait=plan["wait"])
+    shared, spent = shared_budget(plan)
     budget = BudgetMiddleware(shared=shared, at_cap="raise", prices=Price(prompt=1.0, completion=4.0))
     more: dict[str, Any] = {"max_retries": 0} if plan["seen"] else {}
     retries = [ModelRetryMiddleware(max_retries=2, retry_on=(APIConnectionError,))] if plan["seen"] else []
@@ -54,12 +51,8 @@ async def opened(plan: dict[str, Any]) -> Peer:
         given = {"messages": [{"role": "user", "content": text}]}
         if not plan["stream"]:
             return str((await agent.ainvoke(given))["messages"][-1].text)
-        text, pieces = "", 0
-        async for chunk, _ in agent.astream(given, stream_mode="messages"):
-            text, pieces = text + chunk.text, pieces + 1
-            if leave and pieces == 2:
-                raise Abandoned
-        return text
+        stream = agent.astream(given, stream_mode="messages")
+        return await joined((chunk.text async for chunk, _ in stream), leave)
 
     async def acall(prompt: str, leave: bool) -> str:
         try:
@@ -75,10 +68,6 @@ async def opened(plan: dict[str, Any]) -> Peer:
 
     async def bare(prompt: str, leave: bool) -> str:
         return await ask(plain, prompt, leave)
-
-    async def spent() -> float:
-        (account,) = store.accounts()
-        return (account.spent + account.reserved) / (1e9 if plan["unit"] == "usd" else 1)
 
     return Peer(acall=acall, call=call, bare=bare, spent=spent)
 

@@ -7,16 +7,15 @@ calls) shares a ``Purse`` instead: a ledger behind a lock, found by the run's id
 from __future__ import annotations
 
 import uuid
-from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware.types import AgentState, PrivateStateAttr
 from langchain_core.messages import ToolMessage
 from langgraph.channels.untracked_value import UntrackedValue
 
-from rfx_agent._forks import Lock
+from rfx_agent.adapters.kept import Kept
 from rfx_agent.budgets.step import Ledger, Purse, RetryBudget
 from rfx_agent.records import Spend
 
@@ -40,39 +39,27 @@ class RunPurse(Purse):
     """What one run has spent and set aside.
 
     Attributes:
-        control: LangGraph's object for the invocation; kept, so that its identity cannot be another's.
         gave_up: which call of the model node ended unresolved, so that another middleware's retry of it is seen.
     """
 
-    def __init__(self, budget: RetryBudget, spent: Spend, control: object = None) -> None:
+    def __init__(self, budget: RetryBudget, spent: Spend) -> None:
         super().__init__(Ledger(budget, spent))
-        self.control = control
         self.gave_up: tuple[Any, ...] | None = None
 
 
 class Purses:
     """The purses of the runs under way, each found by the run's id and LangGraph's object for the invocation.
 
-    Nobody says when a run is over, so the oldest are forgotten; a run that is forgotten goes on from its state.
+    A run that is forgotten (see ``Kept``) goes on from its state.
     """
 
     def __init__(self, budget: RetryBudget, most: int = 1024) -> None:
-        self._budget, self._most = budget, most
-        self._lock = Lock()
-        self._kept: OrderedDict[tuple[str, int], RunPurse] = OrderedDict()
+        self._budget = budget
+        self._kept = Kept[RunPurse](most)
 
     def of(self, run_id: str, control: object, spent: Spend) -> RunPurse:
         """The run's purse; a new one begins with ``spent``, what its state says."""
-        key = (run_id, id(control))
-        with self._lock:
-            purse = self._kept.get(key)
-            if purse is None:
-                purse = self._kept[key] = RunPurse(self._budget, spent, control)
-                while len(self._kept) > self._most:
-                    self._kept.popitem(last=False)
-            else:
-                self._kept.move_to_end(key)
-            return purse
+        return self._kept.put((run_id, id(control)), lambda: RunPurse(self._budget, spent), control)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,36 +97,23 @@ class AgentRun:
             run_id = live or getattr(info, "task_id", None) or uuid.uuid4().hex
         if kept.get("id") != run_id:
             kept = {}
-        purse = purses.of(run_id, getattr(runtime, "control", None), _spend(kept))
+        purse = purses.of(run_id, getattr(runtime, "control", None), Spend.read(kept.get("spent")))
         return cls(run_id, live is not None, kept, state.get("rfx_thread") or {}, purse)
 
     def update(self, event: str = "") -> dict[str, Any]:
         """The update of state that counts ``event`` and what was spent since the last one; empty where nothing was."""
         spent = self.purse.ledger.spent
-        more = spent - _spend(self.kept)
-        if self.live and self.kept and not event and not any(_plain(more)):
+        more = spent - Spend.read(self.kept.get("spent"))
+        if self.live and self.kept and not event and not more.amounts():
             return {}
+        total = Spend.read(self.thread.get("spent")) + more
         return {
             "rfx_live": self.id,
-            "rfx_run": counted(self.kept, event) | {"id": self.id, "spent": _plain(spent)},
-            "rfx_thread": counted(self.thread, event) | {"spent": _plain(_spend(self.thread) + more)},
+            "rfx_run": counted(self.kept, event) | {"id": self.id, "spent": spent.amounts()},
+            "rfx_thread": counted(self.thread, event) | {"spent": total.amounts()},
         }
 
 
 def counted(record: Mapping[str, Any], event: str) -> dict[str, Any]:
-    """``record`` with one more ``event``."""
+    """A copy of ``record`` whose count of ``event`` is one higher; a plain copy where ``event`` is ""."""
     return {**record, event: record.get(event, 0) + 1} if event else dict(record)
-
-
-_AMOUNTS = tuple(f.name for f in fields(Spend))
-
-
-def _plain(spend: Spend) -> dict[str, float]:
-    return {name: amount for name in _AMOUNTS if (amount := getattr(spend, name))}
-
-
-def _spend(record: Mapping[str, Any]) -> Spend:
-    spent = record.get("spent")
-    if not spent:
-        return Spend()
-    return Spend(**{name: spent[name] for name in _AMOUNTS if name in spent})  # a later version may count more

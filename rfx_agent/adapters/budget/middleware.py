@@ -148,7 +148,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> Answer:
-        """The same on the running event loop."""
+        """Do what ``wrap_model_call`` does, without blocking the event loop."""
         return await drive_async(self._model_flow(request, handler))
 
     def wrap_tool_call(
@@ -160,7 +160,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
     ) -> ToolMessage | Command[Any]:
-        """The same on the running event loop."""
+        """Do what ``wrap_tool_call`` does, without blocking the event loop."""
         return await drive_async(self._tool_flow(request, handler))
 
     def _model_flow(self, request: ModelRequest[Any], handler: Callable[..., Any]) -> Flow[Answer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -16,21 +16,7 @@ from rfx_agent.checks import shown
 from rfx_agent.errors import BudgetExhausted, ConfigError
 from rfx_agent.records import Spend
 
-__all__ = ["BudgetOutcome", "budget_of", "countdown", "ending", "plain", "spend_of"]
-
-_AMOUNTS = tuple(f.name for f in fields(Spend))
-
-
-def plain(spend: Spend) -> dict[str, float]:
-    """The amounts that are not 0."""
-    return {name: amount for name in _AMOUNTS if (amount := getattr(spend, name))}
-
-
-def spend_of(record: object) -> Spend:
-    """The other way; what a later version may count besides is left out."""
-    if not isinstance(record, Mapping):
-        return Spend()
-    return Spend(**{name: record[name] for name in _AMOUNTS if name in record})
+__all__ = ["BudgetOutcome", "budget_of", "countdown", "ending"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +71,12 @@ def budget_of(of: BaseMessage | Mapping[str, Any] | BudgetExhausted) -> BudgetOu
     if not ended_by_budget(of):
         return None
     marks = of.response_metadata["rfx"]
-    by_model = {str(name): spend_of(spent) for name, spent in (marks.get("by_model") or {}).items()}
+    by_model = {str(name): Spend.read(spent) for name, spent in (marks.get("by_model") or {}).items()}
     return BudgetOutcome(
         status=marks["budget"],
         caps=tuple(marks.get("caps") or ()),
         accounts=tuple(marks.get("accounts") or ()),
-        spent=spend_of(marks.get("spent")),
+        spent=Spend.read(marks.get("spent")),
         by_model=by_model,
         after=marks.get("after"),
         sentence=str(marks.get("sentence") or ""),
@@ -112,8 +98,8 @@ def ending(scope: Scope, short: Short, messages: Sequence[BaseMessage], *, statu
         "budget": status,
         "caps": list(short.caps),
         "accounts": list(short.accounts),
-        "spent": plain(ledger.spent),
-        "by_model": {name: plain(spent) for name, spent in ledger.by_model.items()},
+        "spent": ledger.spent.amounts(),
+        "by_model": {name: spent.amounts() for name, spent in ledger.by_model.items()},
         "after": short.after,
         "sentence": short.sentence,
     }

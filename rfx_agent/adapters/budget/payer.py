@@ -150,7 +150,7 @@ class Payer(BaseCallbackHandler):
 
     def _failed(self, call: _Call, error: BaseException, response: LLMResult | None) -> Charge | None:
         """What a call cost that did not end well: what it wrote, as far as that was seen; nothing where the server
-        refused it; else all that was set aside, as nobody knows."""
+        refused it; else all that was set aside, because the cost is unknown."""
         if response is not None and len(response.generations) > 1:  # LangChain adds one of its own
             wrote = LLMResult(generations=response.generations[:1])
             return call.charge(usage_of_result(wrote, (call.prompt,), besides=call.besides))
@@ -171,7 +171,7 @@ def _stop(run_id: UUID) -> None:
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:
-    """LangChain warns of each callback that raises. A refused call is said where it ends the run; it is no fault."""
+    """LangChain warns of each callback that raises. A refused call is not a fault; the end of the run reports it."""
     told = record.args if isinstance(record.args, tuple) else ()
     return not (len(told) == 3 and told[0] == "RunBudget" and str(told[2]).startswith("BudgetExhausted("))
 

@@ -14,7 +14,7 @@ from langchain.agents.middleware.types import hook_config
 from langchain_core.messages import AIMessage, BaseMessage, RemoveMessage
 from langgraph.types import interrupt
 
-from rfx_agent.adapters.budget.outcome import best_of, ending, plain, spend_of
+from rfx_agent.adapters.budget.outcome import best_of, ending
 from rfx_agent.adapters.budget.wrap import Terms
 from rfx_agent.adapters.marks import marked
 from rfx_agent.budgets.ambient import Scope, Short
@@ -56,8 +56,8 @@ class AskHooks:
             return {"rfx_budget": closed, "messages": [RemoveMessage(id=message.id)], "jump_to": "model"}
         marks = {**message.response_metadata["rfx"], "outcome": "exhausted", "budget": "exhausted"}
         if self._at_cap == "raise":
-            spent = {"spent": spend_of(marks["spent"]), "after": marks["after"], "best": best_of(messages[:at])}
-            by_model = {name: spend_of(x) for name, x in marks["by_model"].items()}
+            spent = {"spent": Spend.read(marks["spent"]), "after": marks["after"], "best": best_of(messages[:at])}
+            by_model = {name: Spend.read(x) for name, x in marks["by_model"].items()}
             raise BudgetExhausted(marks["sentence"], caps=tuple(marks["caps"]), by_model=by_model, **spent)
         return {"rfx_budget": closed, "messages": [marked(message, marks)]}
 
@@ -201,4 +201,4 @@ def _shown(need: Mapping[str, Any] | None) -> str:
 
 
 def _amounts(spent: Mapping[str, Any]) -> str:
-    return ", ".join(f"{amount:,.6g} {name}" for name, amount in plain(spend_of(spent)).items()) or "nothing"
+    return ", ".join(f"{amount:,.6g} {name}" for name, amount in Spend.read(spent).amounts().items()) or "nothing"

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import astuple, replace
-from typing import Annotated, Any, Generic, NotRequired, TypeVar
+from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware.types import AgentState, PrivateStateAttr
 from langchain_core.messages import ToolMessage
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.runtime import get_runtime
 
-from rfx_agent.adapters.budget.outcome import plain, spend_of
 from rfx_agent.adapters.budget.payer import payers
 from rfx_agent.adapters.budget.wrap import Terms
+from rfx_agent.adapters.kept import Kept
 from rfx_agent.budgets import ambient
 from rfx_agent.budgets.ambient import Scope
 from rfx_agent.records import Spend
 
 __all__ = ["BudgetState", "begun", "record_of", "scope_of"]
-
-_MOST = 1_024  # runs that are remembered; one that is forgotten goes on from its state
-T = TypeVar("T")
 
 
 class BudgetState(AgentState[Any]):
@@ -37,40 +32,9 @@ class BudgetState(AgentState[Any]):
     rfx_budget: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]
 
 
-class _Kept(Generic[T]):
-    """The last used of what is looked up by key. Each is kept with the object whose identity is in its key."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Any, ...], tuple[T, object]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, key: tuple[Any, ...]) -> T | None:
-        with self._lock:
-            found = self._kept.get(key)
-            if found is None:
-                return None
-            self._kept.move_to_end(key)
-            return found[0]
-
-    def put(self, key: tuple[Any, ...], value: T, owner: object) -> T:
-        with self._lock:
-            kept = self._kept.setdefault(key, (value, owner))[0]
-            while len(self._kept) > _MOST:
-                self._kept.popitem(last=False)
-            return kept
-
-    def replace(self, key: tuple[Any, ...], value: T, owner: object) -> None:
-        with self._lock:
-            self._kept.pop(key, None)
-        self.put(key, value, owner)
-
-
-_scopes: _Kept[Scope] = _Kept()  # by the run's id, and LangGraph's object for the invocation
-_runs: _Kept[Scope] = _Kept()  # the last one of each run: its state does not say what was cut off
-_invocations: _Kept[Scope] = _Kept()  # by that object, and the graph's namespace within it
+_scopes: Kept[Scope] = Kept()  # by the run's id, and LangGraph's object for the invocation
+_runs: Kept[Scope] = Kept()  # the last one of each run: its state does not say what was cut off
+_invocations: Kept[Scope] = Kept()  # by that object, and the graph's namespace within it
 
 
 def begun(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,8 +58,8 @@ def scope_of(terms: Terms, state: Mapping[str, Any]) -> Scope:
     scope = _scopes.get(key)
     caps = record.get("caps") or {}
     if scope is None:
-        by_model = {name: spend_of(spent) for name, spent in (record.get("by_model") or {}).items()}
-        spent = spend_of(record.get("spent"))
+        by_model = {name: Spend.read(spent) for name, spent in (record.get("by_model") or {}).items()}
+        spent = Spend.read(record.get("spent"))
         if (before := _runs.get((run_id,))) is not None:
             ledger = before.purse.ledger
             spent = _most(spent, ledger.spent)
@@ -110,7 +74,7 @@ def scope_of(terms: Terms, state: Mapping[str, Any]) -> Scope:
             by_model=by_model,
         )
         payers(made, terms.written)
-        scope = _scopes.put(key, made, control)
+        scope = _scopes.put(key, lambda: made, control)
         _runs.replace((run_id,), scope, scope)
         if control is not None:
             _invocations.replace((id(control), namespace), scope, control)
@@ -126,9 +90,9 @@ def _most(one: Spend, two: Spend) -> Spend:
 def record_of(scope: Scope, state: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """What the state is to say of the run from now on."""
     ledger = scope.purse.ledger
-    spent = {name: plain(amount) for name, amount in ledger.by_model.items()}
+    spent = {name: amount.amounts() for name, amount in ledger.by_model.items()}
     kept = {"id": scope.name, **(state.get("rfx_budget") or {})}
-    return {**kept, "spent": plain(ledger.spent), "by_model": spent, **more}
+    return {**kept, "spent": ledger.spent.amounts(), "by_model": spent, **more}
 
 
 def _task() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,10 +61,6 @@ class Database(Backend):
         self._mark: bytes | None = None
         self._warned = False
 
-    def tick(self) -> float:
-        """See ``Backend.tick``."""
-        return self._clock() if self._clock is not None else time.monotonic()
-
     def failure_of(self, error: Exception) -> Failure:
         """See ``failures.failure_of``."""
         return failure_of(error, self.place)
@@ -86,7 +81,7 @@ class Database(Backend):
             try:
                 calls.append(call_of(operation))
                 places.append(i)
-            except Exception as error:  # noqa: BLE001  # a record that is no text, say: the others shall not suffer
+            except Exception as error:  # noqa: BLE001  # such as a record that is not text: the other operations go on
                 answers[i] = StoreError(f"{self.shown}: {type(error).__name__}: {error}")
         replies = self._call(calls, counting)
         for i, reply in zip(places, replies[len(credits) :], strict=True):

@@ -12,7 +12,7 @@ from rfx_agent.errors import StoreError
 __all__ = ["elsewhere", "failure_of", "refusal"]
 
 _redis: Any = need("redis.exceptions", "redis")
-# Replies of a server that soon can, or of one that is no primary any more: the URL may lead to the new one.
+# Replies of a server that is starting, or that is not the primary any more: the URL may lead to the new one.
 _ELSEWHERE = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "BUSY ")
 _REMEDIES = (
     ("OOM", "raise its maxmemory, or delete what is old: rfx budget prune URL"),

@@ -67,10 +67,6 @@ class Database(Backend):
         self._mark: str | None = None
         self._swept = self._forgot = float("-inf")
 
-    def tick(self) -> float:
-        """See ``Backend.tick``."""
-        return self._clock() if self._clock is not None else time.monotonic()
-
     def failure_of(self, error: Exception) -> Failure:
         """See ``failures.failure_of``."""
         return failure_of(error, self.place)
@@ -85,7 +81,7 @@ class Database(Backend):
         """Do ``operations`` in one transaction, and say what they answer.
 
         Raises:
-            Unknown: nobody knows whether it was committed.
+            Unknown: it may have been committed or not.
             Exception: SQLAlchemy's; nothing was done.
         """
         self._ready()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rfx_agent._extras import need
-from rfx_agent.budgets.url import check_escaped, scheme_of
+from rfx_agent.budgets.url import check_escaped, hidden, scheme_of
 from rfx_agent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,9 +59,7 @@ class Place:
 
     def clean(self, text: str) -> str:
         """``text`` without secrets."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return text
+        return hidden(text, self.secrets)
 
 
 def place_of(url: str) -> Place:

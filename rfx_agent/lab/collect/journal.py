@@ -100,10 +100,10 @@ class Journal(Closing):
                 raise
 
     def begin(self, plan: Fingerprint) -> None:
-        """Start the journal with ``plan``, or resume it with the same plan or a larger one.
+        """Start a new journal with ``plan``; resume a journal that was begun with the same plan or a smaller one.
 
         Raises:
-            ConfigError: it differs in what must not change; names all that differs.
+            ConfigError: ``plan`` changes a setting that must stay as it was; the message names each such setting.
         """
         known = self.plan()
         if known is not None and (differences := _differences(known, plan)):

@@ -27,7 +27,6 @@ __all__ = [
     "rollout_of",
     "text_in",
     "text_of",
-    "tokens_of",
     "usage_of",
     "usage_of_result",
 ]
@@ -210,9 +209,12 @@ def usage_of(message: BaseMessage, *, prompt: Prompt | None = None, cap: int | N
     return Usage(asked, believed(written, seen, unseen=more, cap=cap, least=estimate), 1)
 
 
-def lost_usage(prompt: Prompt, cap: int) -> Usage:
-    """What is charged for a call that brought nothing and may have been worked on: its prompt, and ``cap`` tokens."""
-    return Usage(tokens_of(prompt), cap)
+def lost_usage(prompt: Prompt, cap: int, tries: int) -> Usage:
+    """What is charged for ``tries`` of a call that brought nothing, and that a provider may have worked on.
+
+    Each is charged its prompt, which is estimated, and ``cap`` completion tokens.
+    """
+    return Usage(_estimate(*parts_of(prompt)) * tries, cap * tries) if tries else Usage()
 
 
 def cached(response: LLMResult) -> bool:
@@ -282,18 +284,16 @@ def _asked(claim: int | None, prompt: Prompt | None, besides: str) -> int:
         return claim  # chat templates, tools and what they find are read too, and are in no message
     if prompt is None:
         return 0 if claim is None else min(claim, MOST_UNSEEN)
-    if claim is None:
-        return tokens_of(prompt) + (estimate_tokens(besides) if besides else 0)
     text, pictures, messages = parts_of(prompt)
-    seen = len(text.encode(errors="replace")) + len(besides.encode(errors="replace")) + _TEMPLATE * messages
-    true = believed(claim, seen, unseen=MOST_READ if pictures else MOST_UNSEEN) == claim
-    # One that cannot be true says nothing.
-    return claim if true else tokens_of(prompt) + (estimate_tokens(besides) if besides else 0)
+    if claim is not None:
+        seen = len(text.encode(errors="replace")) + len(besides.encode(errors="replace")) + _TEMPLATE * messages
+        if believed(claim, seen, unseen=MOST_READ if pictures else MOST_UNSEEN) == claim:
+            return claim  # one that cannot be true says nothing
+    return _estimate(text, pictures, messages) + estimate_tokens(besides)
 
 
-def tokens_of(prompt: Prompt) -> int:
-    """Tokens of a prompt that nobody counted."""
-    text, pictures, messages = parts_of(prompt)
+def _estimate(text: str, pictures: int, messages: int) -> int:
+    """Tokens of a prompt that no server counted, by its parts (see ``parts_of``)."""
     return estimate_tokens(text) + PICTURE * pictures + _TURN * messages + _REPLY
 
 

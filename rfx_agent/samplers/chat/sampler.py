@@ -21,7 +21,7 @@ from rfx_agent.records import SampleRequest, SampleResult, Usage
 from rfx_agent.samplers.chat.connected import connected
 from rfx_agent.samplers.chat.models import model_of, models_in, most_calls, name_of, secrets_in, with_models
 from rfx_agent.samplers.chat.parameters import PARAMETERS, Asked, Draw, Learned, traits_of
-from rfx_agent.samplers.chat.read import rollout_of, tokens_of
+from rfx_agent.samplers.chat.read import lost_usage, rollout_of
 from rfx_agent.samplers.openai.provider_errors import map_error
 from rfx_agent.samplers.openai.secrets import plain_line, without_keys
 from rfx_agent.samplers.openai.transport import TALLY
@@ -209,9 +209,8 @@ class ChatModelSampler(Sampler):
             some = "" if lacking == len(rollouts) else f" that can be used for {lacking} of {len(rollouts)} draws"
             notes.append(f"{self.name} gave no log-probabilities{some}")
         usage = sum((x.usage for x in rollouts), Usage())
-        read = tokens_of(request.messages)
         for draw, times in zip(draws, lost, strict=True):
-            usage += Usage(read * times, (draw.taken("max_tokens") or request.max_tokens) * times)
+            usage += lost_usage(request.messages, draw.taken("max_tokens") or request.max_tokens, times)
         return SampleResult(rollouts, usage + Usage(calls=calls - usage.calls), tuple(notes))
 
     def _failure(self, error: Exception) -> SamplerError:

@@ -45,10 +45,8 @@ class Held:
         with self._lock:
             self.check_open()
             loop = asyncio.get_running_loop()
-            self._loops = {x: client for x, client in self._loops.items() if not x.is_closed()}
-            if loop not in self._loops:
-                self._loops[loop] = self._make(True)
-            return self._loops[loop]
+            found = self._loops.get(loop)
+            return self._keep(loop, self._make(True)) if found is None else found
 
     async def aof_loop(self) -> Any:
         """The same; one that has to be made is made beside the loop, because that imports and reads certificates."""
@@ -61,8 +59,12 @@ class Held:
         made = await asyncio.to_thread(self._prepared)
         with self._lock:
             self.check_open()
-            self._loops = {x: client for x, client in self._loops.items() if not x.is_closed()}
-            return self._loops.setdefault(loop, made)
+            return self._keep(loop, made)
+
+    def _keep(self, loop: asyncio.AbstractEventLoop, made: Any) -> Any:
+        """Keep ``made`` for ``loop`` where it has no client yet, and drop those of loops that are closed."""
+        self._loops = {x: client for x, client in self._loops.items() if not x.is_closed()}
+        return self._loops.setdefault(loop, made)
 
     def _prepared(self) -> Any:
         prepare()

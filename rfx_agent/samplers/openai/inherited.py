@@ -21,7 +21,7 @@ def anew(client: Any, *, name: str, used: bool) -> Any:
         used: whether the parent asked anything with it.
 
     Raises:
-        SamplerError: it was used, and has an HTTP client of the user's own, of which there is no other.
+        SamplerError: it was used before the fork, and its HTTP client is the user's own, which cannot be made anew.
     """
     made = _THEIRS.get(type(getattr(client, "_client", None)).__name__)
     if made is not None:

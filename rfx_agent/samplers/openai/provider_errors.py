@@ -237,7 +237,7 @@ def _scrubbed(value: Any, secrets: tuple[str, ...]) -> Any:
         return value
     with contextlib.suppress(RecursionError):
         value = purged(value, secrets)
-    # What is no text of JSON, such as bytes, may hold one too.
+    # Values that are not JSON, such as bytes, may hold a key too.
     return redact(str(value), secrets) if taken_out(str(value), secrets) != str(value) else value
 
 

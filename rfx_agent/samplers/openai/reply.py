@@ -45,7 +45,7 @@ class Choice:
         text: what the model wrote after any prefix: its content, else its refusal, else "" (a tool call,
             nothing at all).
         index: the server's index of it.
-        finish_reason: the server's, ``length`` where it is another word for it, or None where it is no text.
+        finish_reason: the server's, ``length`` where it is another word for it, or None where it is not text.
         entries: per token ``{"token", "logprob", "top_logprobs", ...}``, or None where the server gave none.
         token_ids: ids of the tokens generated, where the server gives them (vLLM's ``return_token_ids``).
         prompt_ids: ids of the tokens read, likewise.
@@ -126,7 +126,7 @@ def _reason(value: Any) -> str | None:
 
 
 def _clipped(value: Any) -> str | None:
-    """A name that a server gives; None where it is no text."""
+    """A name that a server gives; None where it is not text."""
     return one_line(value, _MOST_NAME) if isinstance(value, str) else None
 
 
@@ -180,7 +180,9 @@ def _is_of_one(choices: Sequence[Choice], reported: int, max_tokens: int) -> boo
 def to_rollout(
     choice: Choice, *, response_id: Any, prefix: str, temperature: float | None, usage: Usage, cap: int, want: bool
 ) -> tuple[Rollout, str]:
-    """The choice as a rollout, and a note where log-probabilities that were wanted cannot be used.
+    """Make a rollout of ``choice``.
+
+    Returns the rollout and a note: why wanted log-probabilities cannot be used, or "".
 
     The table has one row per generated token, exactly as the server gave it: an end-of-turn token that it
     reports is the last row (stopping there was a decision too), and a taken token outside the top K is not
