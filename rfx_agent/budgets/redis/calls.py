@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -11,7 +11,7 @@ from rfx_agent.budgets.accounting import AccountRow, ReservationRow, distinct, m
 from rfx_agent.budgets.limits import Claim, Refused, Replayed
 from rfx_agent.budgets.operations import Keep, Operation, Release, Reserve, Settle
 
-__all__ = ["SCRIPT", "account_of", "answer_of", "call_of", "deposit_call", "reservation_of", "text_of"]
+__all__ = ["SCRIPT", "account_of", "answer_of", "call_of", "deposit_call", "packed", "reservation_of", "text_of"]
 
 SCRIPT = b"".join(files(__package__).joinpath(x).read_bytes() for x in ("amounts.lua", "book.lua"))
 _SPAN = 2**52  # microseconds: 142 years, and twice that is a number that Lua holds exactly
@@ -70,6 +70,16 @@ def reservation_of(id: bytes, row: bytes) -> ReservationRow:  # noqa: A002  # th
     token, state, due, ended, *rest = json.loads(text_of(row))
     claims = tuple(zip(rest[::3], rest[1::3], map(int, rest[2::3]), strict=True))
     return ReservationRow(text_of(id), token, int(state), claims, int(due), int(ended))
+
+
+def packed(commands: Iterable[Sequence[bytes]]) -> bytes:
+    """Commands as they are sent. The client's own packing takes as long as the script."""
+    parts: list[bytes] = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for x in command:
+            parts += (b"$%d\r\n" % len(x), x, b"\r\n")
+    return b"".join(parts)
 
 
 def text_of(found: bytes) -> str:

@@ -14,7 +14,7 @@ from rfx_agent.budgets.accounting import Book, micros
 from rfx_agent.budgets.backend import Backend, Credit, Failure, Unknown
 from rfx_agent.budgets.limits import Account
 from rfx_agent.budgets.operations import Operation
-from rfx_agent.budgets.redis.calls import SCRIPT, account_of, answer_of, call_of, deposit_call, reservation_of
+from rfx_agent.budgets.redis.calls import SCRIPT, account_of, answer_of, call_of, deposit_call, packed, reservation_of
 from rfx_agent.budgets.redis.failures import elsewhere, failure_of, refusal
 from rfx_agent.budgets.redis.url import Place
 from rfx_agent.errors import StoreError
@@ -273,7 +273,7 @@ class Database(Backend):
         connection = self._connection
         replies: list[Any] = []
         try:
-            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            connection.send_packed_command([packed(commands)], check_health=False)
             for _ in commands:
                 try:
                     replies.append(connection.read_response())

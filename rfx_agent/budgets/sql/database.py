@@ -20,6 +20,7 @@ from rfx_agent.budgets.sql.tables import (
     Statements,
     account_of,
     accounts_of,
+    among,
     columns_of_account,
     columns_of_reservation,
     reservation_of,
@@ -220,18 +221,18 @@ class Database(Backend):
         counting: bool,
     ) -> list[Any] | None:
         """The answers, with everything written; or None, with ``more`` to be loaded at the next try."""
-        run, does = connection.execute, self._does
+        run, does, kind = connection.execute, self._does, connection.dialect.name
         todo = [*more.late, *operations]
         claims = {c.account: c for x in todo for c in x.claims} | {x.claim.account: x.claim for x in credits}
         names = {*claims, *more.names, *(name for x in todo for name in x.names)}
         ids = {x.id for x in todo}
         if more.sweep and self._sweep(connection, more):
             return None
-        accounts = {x.name: x for x in map(account_of, run(does.accounts, {"names": list(names)}))} if names else {}
+        accounts = {x.name: x for x in map(account_of, run(does.accounts, among(names, kind)))} if names else {}
         now, mark = self._glance(connection)  # when the accounts are locked
         if mark != self._mark:
             self._replaced("tables were")
-        rows = {x.id: x for x in map(reservation_of, run(does.reservations, {"ids": list(ids)}))}
+        rows = {x.id: x for x in map(reservation_of, run(does.reservations, among(ids, kind)))}
         if self._remembered.lost(names, accounts, ids, rows, now):
             self._replaced("rows of the tables were")
         absent = names - set(accounts)

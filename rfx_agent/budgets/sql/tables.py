@@ -24,6 +24,7 @@ __all__ = [
     "account_of",
     "accounts",
     "accounts_of",
+    "among",
     "columns_of_account",
     "columns_of_reservation",
     "drop_marks",
@@ -44,6 +45,7 @@ MARK = "mark "
 """Beginning of the name of a row in ``rfx_schema`` that tells these tables from others made in their place."""
 
 _MOST = 2**63 - 1
+_encoded = json.JSONEncoder(separators=(",", ":")).encode  # ``json.dumps`` would make one each time
 
 METADATA = sa.MetaData()
 schema = sa.Table(
@@ -104,8 +106,8 @@ class Statements:
         self.raw_mark = str(read_mark.compile(compile_kwargs={"literal_binds": True}))
         self.glance = sa.select(clock, read_mark.scalar_subquery())
         # In name order, then in id order: two transactions never wait for each other. SQLite locks the whole file.
-        self.accounts = _among(accounts.c.name, "names").order_by(accounts.c.name).with_for_update()
-        self.reservations = _among(holds.c.id, "ids").order_by(holds.c.id).with_for_update()
+        self.accounts = _among(accounts.c.name, dialect).order_by(accounts.c.name).with_for_update()
+        self.reservations = _among(holds.c.id, dialect).order_by(holds.c.id).with_for_update()
         self.open_account = insert(accounts).on_conflict_do_nothing()
         self.update_account = sa.update(accounts).where(accounts.c.name == sa.bindparam("key"))
         self.insert_reservation = sa.insert(holds)
@@ -123,8 +125,17 @@ class Statements:
         self.all_late = sa.select(holds).where(late)
 
 
-def _among(column: sa.Column[str], name: str) -> sa.Select[Any]:
-    return sa.select(column.table).where(column.in_(sa.bindparam(name, expanding=True)))
+def _among(column: sa.Column[str], dialect: str) -> sa.Select[Any]:
+    """One parameter, ``among``, however many names there are: a statement for each count takes longer to make."""
+    if dialect == "postgresql":
+        return sa.select(column.table).where(column == sa.any_(sa.bindparam("among", type_=pg.ARRAY(sa.Text))))
+    found = sa.func.json_each(sa.bindparam("among", type_=sa.Text)).table_valued("value")
+    return sa.select(column.table).where(column.in_(sa.select(found.c.value)))
+
+
+def among(names: Iterable[str], dialect: str) -> dict[str, Any]:
+    """What ``accounts`` and ``reservations`` of ``Statements`` are given."""
+    return {"among": [*names] if dialect == "postgresql" else _encoded([*names])}
 
 
 def account_of(row: Sequence[Any]) -> AccountRow:
@@ -139,7 +150,7 @@ def account_of(row: Sequence[Any]) -> AccountRow:
 def columns_of_account(account: AccountRow, key: str = "name") -> dict[str, Any]:
     """Its columns; ``key="key"`` for an update, which looks for it by that name."""
     x = account
-    text = json.dumps([_flat(x.buckets), _flat(x.credits)], separators=(",", ":"))
+    text = _encoded([_flat(x.buckets), _flat(x.credits)])
     values = (x.kind, x.unit, min(x.most, _MOST), x.span, x.granted, x.spent, x.reserved, x.lost, x.refused, x.peak)
     return dict(zip((key, *_ACCOUNT), (x.name, *values, text), strict=True))
 
@@ -156,7 +167,7 @@ def columns_of_reservation(row: ReservationRow, key: str = "id") -> dict[str, An
     """Its columns; ``key="key"`` for an update, which looks for it by that name."""
     # Bytes, because a model may write what a database's text cannot hold: NUL, and halves of characters.
     record = None if row.record is None else row.record.encode("utf-8", "surrogatepass")
-    claims = json.dumps(row.claims, separators=(",", ":"))
+    claims = _encoded(row.claims)
     values = (row.id, row.token, row.state, claims, row.due, row.ended, record)
     return dict(zip((key, *_HOLD), values, strict=True))
 
