@@ -174,6 +174,7 @@ class Bench:
         env = os.environ | {
             "PYTHONPATH": os.pathsep.join(map(str, (places.HERE, places.ROOT))),
             "PYTHONWARNINGS": "ignore",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         }
         command = [self.pythons[entry.python], places.HERE / "peers" / f"{entry.file}.py", *paths]
         with (self.folder / "errors.txt").open("a") as errors:

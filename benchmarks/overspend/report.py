@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.overspend.table import ENTRIES
+
 _ORDER = ("asyncio", "threads", "stream", "lost", "processes", "kills", "agents")
 
 
@@ -26,7 +28,8 @@ def over(rows: list[dict[str, Any]]) -> list[str]:
         (x, u) for x in _ORDER for u in ("tokens", "usd") if any((r["scenario"], r["unit"]) == (x, u) for r in rows)
     ]
     found = {(r["peer"], r["scenario"], r["unit"]): r for r in rows}
-    names = list(dict.fromkeys(r["peer"] for r in rows))
+    named = {r["peer"] for r in rows}
+    names = [x.name for x in ENTRIES if x.name in named]
     lines = [line("", *(f"{x}, {u}" for x, u in ways)), line("---", *("---:" for _ in ways))]
     for name in names:
         cells = [percent(found[name, *way]) if (name, *way) in found else "" for way in ways]

@@ -67,7 +67,7 @@ ENTRIES = (
         "litellm",
         units=("usd",),
         promise=(
-            "reserves a request's estimated most before it goes out; a request that does not fit is refused",
+            "reserves a request's estimated most before it goes out; strict enforcement refuses what does not fit",
             "https://docs.litellm.ai/docs/proxy/users",
         ),
     ),

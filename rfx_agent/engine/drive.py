@@ -32,10 +32,23 @@ class Meter:
     Attributes:
         sent: tries whose request has left.
         over: whether the call was given up, so that no further try may leave.
+        outer: of the call in which this one is made, as a judge's are in that for its verdict.
     """
 
     sent: int = 0
     over: bool = False
+    outer: Meter | None = None
+
+    def count(self) -> None:
+        """One more request has left."""
+        self.sent += 1
+        if self.outer is not None:
+            self.outer.count()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.over or (self.outer is not None and self.outer.ended)
 
     @property
     def lost(self) -> int:
@@ -127,7 +140,8 @@ async def _gather(calls: tuple[Call, ...]) -> tuple[Reply, ...]:
 
 
 def _perform(call: Call) -> Reply:
-    started, token = time.perf_counter(), METER.set(call.meter)
+    started, call.meter.outer = time.perf_counter(), METER.get()
+    token = METER.set(call.meter)
     try:
         if call.limit is None:
             value, failed = call.run(*call.args, **call.kwargs), None
@@ -148,6 +162,7 @@ async def _aperform(call: Call) -> Reply:
     started = time.perf_counter()
     scope = asyncio.timeout(call.limit)
     failed: Exception | None = None
+    call.meter.outer = METER.get()
     token = METER.set(call.meter)
     try:
         async with scope:

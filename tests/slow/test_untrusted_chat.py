@@ -134,6 +134,17 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(how: str, monkeypatch: 
 
 
 @both
+def test_a_body_of_too_many_values_is_not_read_to_its_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rfx_agent.samplers.openai.transport._MOST_VALUES", 1_000)
+    many = completion(choice("7")) | {"more": [[]] * 2_000}
+    with (
+        ChatServer(lambda *_: Answer(body=many)) as server,
+        pytest.raises(SamplerError, match="more than 1,000 values"),
+    ):
+        asked(of(server.base_url), how)
+
+
+@both
 def test_a_key_that_is_echoed_reaches_nobody(how: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     told = " ".join(spellings(KEY, least=8))

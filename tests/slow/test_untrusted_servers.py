@@ -238,6 +238,17 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(how: str, monkeypatch: 
 
 
 @both
+def test_a_body_of_too_many_values_is_not_read_to_its_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rfx_agent.samplers.openai.transport._MOST_VALUES", 1_000)
+    many = completion(choice("7")) | {"more": [[]] * 2_000}
+    with (
+        ChatServer(lambda *_: Answer(body=many)) as server,
+        pytest.raises(SamplerError, match="more than 1,000 values"),
+    ):
+        asked(of(server), how)
+
+
+@both
 def test_a_compressed_body_is_read(how: str) -> None:
     body = gzip.compress(json.dumps(completion(choice("7"))).encode())
     with ChatServer(lambda *_: Answer(body=body, headers={"Content-Encoding": "gzip"})) as server:

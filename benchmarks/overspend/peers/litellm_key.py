@@ -1,6 +1,6 @@
 """What LiteLLM's proxy loads from its configuration: whose key it is and what its budget is, and LiteLLM's counting.
 
-The proxy reads virtual keys from a database through Prisma, whose engine is a program that no package index has. A key
+The proxy reads virtual keys from a database through Prisma, whose engine is a program that pip does not install. A key
 that the proxy gets from ``custom_auth`` has the same budget, reservation and counter in Redis. Without the database
 the proxy does not start its own cost tracking, which corrects a reservation to what the call cost; it is started here.
 """

@@ -20,6 +20,7 @@ __all__ = ["TALLY", "Tally", "http_client"]
 
 _MOST_BYTES = 64 * 2**20  # a table of 8 draws of 4,096 tokens with 20 alternatives has 25 MiB
 _MOST_OF_ERROR = 64 * 2**10  # the rest of what an error says is not read
+_MOST_VALUES = 2**22  # in the same table are 3.3 million; as Python objects each takes 60 bytes and more
 _INFLATES = ("gzip", "deflate")
 
 
@@ -59,7 +60,8 @@ def http_client(
     """An HTTP client for OpenAI's SDK, or for what is built on it, that a server cannot hold or flood.
 
     It follows no redirect. The head of an answer and its body may each take as long as the request's time limit, and a
-    body 64 MiB. ``ChatModelSampler`` charges the tries that it lost. Beyond that it is as the SDK's own.
+    body may have 64 MiB and 4 million values. ``ChatModelSampler`` charges the tries that it lost. Beyond that it is as
+    the SDK's own.
 
     Args:
         asynchronous: for ``AsyncOpenAI``; such a client serves one event loop.
@@ -79,7 +81,7 @@ def http_client(
         if before is not None:
             before()
         tally, meter = TALLY.get(), METER.get()
-        if meter is not None and meter.over:
+        if meter is not None and meter.ended:
             raise SamplerError("the call was given up, and nobody waits for an answer any more")
         if tally is not None:
             tally.tried += 1
@@ -88,9 +90,10 @@ def http_client(
             if event == "connection.connect_tcp.complete" and connected is not None:
                 connected(info["return_value"].get_extra_info("socket"))
             elif event.endswith(".send_request_headers.complete"):
-                for counted in (tally, meter):
-                    if counted is not None:
-                        counted.sent += 1
+                if tally is not None:
+                    tally.sent += 1
+                if meter is not None:
+                    meter.count()
 
         sent.headers["accept-encoding"] = ", ".join(_INFLATES)
         # The client logs its URL: what may be a key goes beside it, as the target of the request's first line.
@@ -151,7 +154,7 @@ class _Bound:
         self._error = error
         self._seconds, self._tally = math.inf if seconds is None else seconds, tally
         self._until = time.monotonic() + self._seconds
-        self._size = 0
+        self._size = self._values = 0
         # 32: gzip or zlib, by its header.
         self._inflate = zlib.decompressobj(32 + zlib.MAX_WBITS) if inflates else None
 
@@ -171,6 +174,9 @@ class _Bound:
         if len(chunk) > room and not self._error:
             raise MalformedReplyError(f"the body is larger than {_MOST_BYTES // 2**20} MiB")
         self.full = len(chunk) > room
+        self._values += chunk.count(b",")
+        if self._values > _MOST_VALUES:
+            raise MalformedReplyError(f"the body has more than {_MOST_VALUES:,} values")
         return chunk[:room]
 
     def end(self) -> None:
