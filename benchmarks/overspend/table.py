@@ -20,7 +20,6 @@ class Entry:
         streams: whether it has a way to stream.
         agents: whether it is measured on agents with tools and subagents.
         only: the scenarios that it is measured in, where not in all.
-        seen: whether ``ModelRetryMiddleware`` retries in the client's place, so that the budget sees each request.
         wait: seconds that a call waits for room, where the peer can.
         promise: what its documentation says of the cap, in short, and where.
     """
@@ -36,7 +35,6 @@ class Entry:
     streams: bool = True
     agents: bool = False
     only: tuple[str, ...] = ()
-    seen: bool = False
     wait: float = 0.0
     promise: tuple[str, str] = field(default=("", ""))
 
@@ -108,13 +106,8 @@ ENTRIES = (
             ("SQLStore on PostgreSQL", "postgres", {}),
             ("RedisStore", "redis", {}),
             ("RedisStore, wait=5", "redis", {"wait": 5.0, "only": ("asyncio", "processes")}),
-            (
-                "RedisStore, ModelRetryMiddleware in place of the client's retries",
-                "redis",
-                {"seen": True, "only": ("lost",)},
-            ),
         )
         for more in (ways | kept,)
-        if not (face == "Recovery" and {"wait", "seen"} & set(kept))
+        if not (face == "Recovery" and "wait" in kept)
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +14,8 @@ from langchain_core.outputs import LLMResult
 from rfx_agent.records import Usage
 from rfx_agent.samplers.chat.parameters import cap_in
 from rfx_agent.samplers.chat.read import Prompt, lost_usage, usage_of_result
-from rfx_agent.samplers.openai.provider_errors import tries
+from rfx_agent.samplers.openai.provider_errors import tries as tries_of
+from rfx_agent.samplers.openai.transport import Tries
 
 __all__ = ["Reported"]
 
@@ -36,7 +37,7 @@ class Reported(BaseCallbackHandler):
     def __init__(self) -> None:
         self.cap, self.lost = 0, 0
         self._usage, self.gone = Usage(), Usage()
-        self._prompts: dict[UUID, tuple[Sequence[Prompt], int | None]] = {}
+        self._asked: dict[UUID, tuple[Sequence[Prompt], int | None, Tries]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -57,36 +58,43 @@ class Reported(BaseCallbackHandler):
         self, serialized: Any, messages: list[list[BaseMessage]], *, run_id: UUID, **more: Any
     ) -> None:
         """A chat model is asked."""
-        self._prompts[run_id] = messages, cap_in(more.get("invocation_params"))
+        self._begun(run_id, messages, more)
 
     def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **more: Any) -> None:
         """A model that takes a text, not messages, is asked."""
-        self._prompts[run_id] = prompts, cap_in(more.get("invocation_params"))
+        self._begun(run_id, prompts, more)
 
     def on_llm_end(self, response: LLMResult, *, run_id: UUID, **_: Any) -> None:
         """One model call is over."""
-        if not any(response.generations):  # the provider worked, and gave nothing of it
-            self._failed(run_id, 1, 1)
-            return
-        prompts = self._asked(run_id)[0]
-        used = usage_of_result(response, prompts)
-        with self._lock:
-            self._usage += used
+        prompts, cap, tries = self._over(run_id)
+        lost = tries.earlier
+        if any(response.generations):
+            self._add(usage_of_result(response, prompts) + Usage(calls=lost), prompts, cap, lost)
+        else:  # the provider worked, and gave nothing of it
+            self._add(Usage(calls=lost + 1), prompts, cap, lost + 1)
 
     def on_llm_error(self, error: BaseException, *, run_id: UUID, **_: Any) -> None:
         """One model call failed. Each try that the provider may have worked on is taken to have used its whole cap."""
-        calls, lost = tries(error)
-        self._failed(run_id, max(calls, 1), 1 if lost is None else lost)
+        prompts, cap, tries = self._over(run_id)
+        calls, lost = tries_of(error)
+        if tries.tried:
+            calls, lost = tries.tried, tries.lost
+        self._add(Usage(calls=max(calls, 1)), prompts, cap, 1 if lost is None else lost)
 
-    def _asked(self, run_id: UUID) -> tuple[Sequence[Prompt], int]:
-        """What a call was asked, and its cap; then it is forgotten."""
-        prompts, cap = self._prompts.pop(run_id, ((), None))
-        return prompts, self.cap if cap is None else cap
+    def _begun(self, run_id: UUID, prompts: Sequence[Prompt], more: Mapping[str, Any]) -> None:
+        tries = Tries()
+        tries.begin()
+        self._asked[run_id] = prompts, cap_in(more.get("invocation_params")), tries
 
-    def _failed(self, run_id: UUID, calls: int, lost: int) -> None:
-        prompts, cap = self._asked(run_id)
-        used = sum((lost_usage(prompt, cap, lost) for prompt in prompts), Usage())
+    def _over(self, run_id: UUID) -> tuple[Sequence[Prompt], int, Tries]:
+        """What a call was asked, its cap and its tries; then it is forgotten."""
+        prompts, cap, tries = self._asked.pop(run_id, ((), None, Tries()))
+        tries.end()
+        return prompts, self.cap if cap is None else cap, tries
+
+    def _add(self, used: Usage, prompts: Sequence[Prompt], cap: int, lost: int) -> None:
+        gone = sum((lost_usage(prompt, cap, lost) for prompt in prompts), Usage())
         with self._lock:
             self.lost += lost
-            self.gone += used
-            self._usage += Usage(calls=calls)
+            self.gone += gone
+            self._usage += used

@@ -9,10 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from langchain.agents import create_agent
-from langchain.agents.middleware import ModelRetryMiddleware
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from openai import APIConnectionError
 from rfx_shared import shared_budget
 from worker import Peer, Refused, joined, main
 
@@ -24,10 +22,8 @@ async def opened(plan: dict[str, Any]) -> Peer:
     """The agents, and what is asked of them."""
     shared, spent = shared_budget(plan)
     budget = BudgetMiddleware(shared=shared, at_cap="raise", prices=Price(prompt=1.0, completion=4.0))
-    more: dict[str, Any] = {"max_retries": 0} if plan["seen"] else {}
-    retries = [ModelRetryMiddleware(max_retries=2, retry_on=(APIConnectionError,))] if plan["seen"] else []
     model = ChatOpenAI(
-        model="m", base_url=plan["base_url"], api_key="none", max_tokens=plan["max_tokens"], stream_usage=True, **more
+        model="m", base_url=plan["base_url"], api_key="none", max_tokens=plan["max_tokens"], stream_usage=True
     )
     below: Any = create_agent(model)
 
@@ -43,7 +39,7 @@ async def opened(plan: dict[str, Any]) -> Peer:
         return str(said["messages"][-1].text)
 
     tools = [look_up, ask_expert] if plan["steps"] else []
-    agent: Any = create_agent(model, tools, middleware=[budget, *retries])
+    agent: Any = create_agent(model, tools, middleware=[budget])
     plain: Any = create_agent(model, tools)
 
     async def ask(agent: Any, prompt: str, leave: bool) -> str:

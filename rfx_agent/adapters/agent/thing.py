@@ -20,6 +20,7 @@ from rfx_agent.errors import BudgetExhausted, ConfigError
 from rfx_agent.ports import Sampler
 from rfx_agent.records import Rollout, SampleRequest, Usage, Verdict
 from rfx_agent.samplers.chat import ChatModelSampler, rollout_of
+from rfx_agent.samplers.chat.connected import connected
 from rfx_agent.samplers.chat.models import name_of
 from rfx_agent.samplers.chat.parameters import Learned, declared, given, traits_of
 from rfx_agent.samplers.chat.read import Prompt
@@ -31,6 +32,7 @@ __all__ = [
     "Reading",
     "Response",
     "answer_of",
+    "connected_request",
     "ended",
     "fits",
     "rollout_of_response",
@@ -165,7 +167,7 @@ class AgentModel(Thing):
             while True:
                 asked, sent = self._as(again)
                 try:
-                    return context.run(self._handler, asked)  # type: ignore[no-any-return]  # LangChain's handler
+                    return context.run(self._handler, connected_request(asked, asynchronous=False))  # type: ignore[no-any-return]  # LangChain's handler
                 except StructuredOutputError:
                     raise  # it quotes what the model wrote
                 except Exception as error:
@@ -178,7 +180,8 @@ class AgentModel(Thing):
             while True:
                 asked, sent = self._as(again)
                 try:
-                    return await in_context(self._handler(asked), context)  # type: ignore[no-any-return]  # as above
+                    reply = self._handler(connected_request(asked, asynchronous=True))
+                    return await in_context(reply, context)  # type: ignore[no-any-return]  # as above
                 except StructuredOutputError:
                     raise  # it quotes what the model wrote
                 except Exception as error:
@@ -259,3 +262,9 @@ def fits(like: Any, schema: Any) -> Callable[[str], Verdict | None] | None:
         return None
 
     return flaw
+
+
+def connected_request(request: ModelRequest[Any], *, asynchronous: bool) -> ModelRequest[Any]:
+    """``request`` to the same model on connections that count tries, where ``connected`` has such for it."""
+    model: Any = connected(request.model, asynchronous=asynchronous)
+    return request if model is request.model else request.override(model=model)

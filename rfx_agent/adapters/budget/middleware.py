@@ -19,6 +19,7 @@ from langchain_core.messages import HumanMessage, ToolMessage
 from langgraph.types import Command
 
 from rfx_agent.adapters.agent.answers import Answer, with_update
+from rfx_agent.adapters.agent.thing import connected_request
 from rfx_agent.adapters.budget.outcome import best_of, countdown, ending
 from rfx_agent.adapters.budget.payer import WRITTEN, cut_off, watching
 from rfx_agent.adapters.budget.person import AskHooks
@@ -29,6 +30,7 @@ from rfx_agent.budgets.shared import SharedBudget
 from rfx_agent.budgets.step import RetryBudget
 from rfx_agent.checks import among
 from rfx_agent.engine.drive import Call, Flow, drive, drive_async
+from rfx_agent.samplers.openai.provider_errors import causes
 
 __all__ = ["BudgetMiddleware"]
 
@@ -168,9 +170,16 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         scope = scope_of(self._terms, request.state)
         short = scope.refusal  # a tool of this run was not paid for
         if short is None:
-            (reply,) = yield from _within(scope, Call(handler, handler, (self._told(scope, request),)))
+            told = self._told(scope, request)
+            (reply,) = yield from _within(
+                scope,
+                Call(
+                    lambda: handler(connected_request(told, asynchronous=False)),
+                    lambda: handler(connected_request(told, asynchronous=True)),
+                ),
+            )
             short = _why(scope)
-            if short is None or (reply.error is not None and not isinstance(reply.error, BudgetExhausted)):
+            if short is None or not (reply.error is None or _is_refusal(reply.error)):
                 if reply.error is not None:
                     raise reply.error
                 return with_update(reply.value, {"rfx_budget": record_of(scope, request.state)})
@@ -214,6 +223,11 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             raise reply.error
         result: ToolMessage | Command[Any] = reply.value
         return result
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a call, or a further try of it, was refused: OpenAI's client calls that a connection error."""
+    return any(isinstance(x, BudgetExhausted) for x in causes(error))
 
 
 def _why(scope: Scope) -> Short | None:

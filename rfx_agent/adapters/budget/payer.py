@@ -27,10 +27,12 @@ from langchain_core.tracers.context import register_configure_hook
 from rfx_agent.budgets import ambient
 from rfx_agent.budgets.ambient import Hold, Scope, Short
 from rfx_agent.budgets.charge import Charge
+from rfx_agent.errors import SamplerError
 from rfx_agent.records import Spend, Usage
 from rfx_agent.samplers.chat.parameters import cap_in
 from rfx_agent.samplers.chat.read import PICTURE, Prompt, cached, parts_of, usage_of_result
 from rfx_agent.samplers.openai.provider_errors import tries
+from rfx_agent.samplers.openai.transport import Tries
 from rfx_agent.samplers.usage import count
 
 __all__ = ["WRITTEN", "cut_off", "payers", "scope_in_config", "watching"]
@@ -56,9 +58,13 @@ class _Call:
     place: tuple[Any, ...]
     besides: str
     bound: Usage = field(default_factory=Usage)
+    tries: Tries = field(default_factory=Tries)
+    lost: int = 0  # earlier tries that were lost, and charged
+    refused: Short | None = None  # why no further try was made
 
     def charge(self, usage: Usage) -> Charge:
-        spend = Spend(samples=self.choices, tokens=usage.tokens, calls=1)
+        first = not self.lost
+        spend = Spend(samples=self.choices * first, tokens=usage.tokens, calls=int(first))
         return Charge(spend=spend, usage=usage, model=self.model, provider=self.provider)
 
 
@@ -157,12 +163,57 @@ class Payer(BaseCallbackHandler):
         made, lost = tries(error)
         if lost is None:
             return None
+        if call.tries.tried:  # the earlier ones are charged
+            made, lost = 1, call.tries.lost - call.lost
         bound = call.bound
         return call.charge(Usage(bound.prompt_tokens * lost, bound.completion_tokens * lost, max(made, 1)))
 
 
 def _taken(run_id: UUID) -> tuple[Hold, _Call | None] | None:
-    return _open.pop(run_id, None)
+    found = _open.pop(run_id, None)
+    if found is not None and found[1] is not None:
+        found[1].tries.end()
+    return found
+
+
+def _count_tries(run_id: UUID) -> None:
+    """Reserve each further try of a call, where its client tells of them; a lost one before it is charged in full."""
+    found = _open.get(run_id)
+    if found is None or (call := found[1]) is None or call.tries.begun:
+        return
+    scope = found[0].scopes[0][0]
+
+    def further() -> None:
+        if hold := _lost(run_id, call):
+            hold.settle()
+            _tried_again(run_id, call, scope, scope.reserve(call.charge(call.bound)))
+
+    async def afurther() -> None:
+        if hold := _lost(run_id, call):
+            await hold.asettle()
+            _tried_again(run_id, call, scope, await scope.areserve(call.charge(call.bound)))
+
+    call.tries.begin(further, afurther)
+
+
+def _lost(run_id: UUID, call: _Call) -> Hold | None:
+    """What is set aside for the last try, if that was lost. Raise where no further one may be made."""
+    if call.refused is not None:
+        raise call.refused.error()
+    if run_id not in _open:
+        raise SamplerError("the call was given up, and nobody waits for an answer any more")
+    if call.tries.lost <= call.lost:
+        return None
+    call.lost = call.tries.lost
+    return _open[run_id][0]
+
+
+def _tried_again(run_id: UUID, call: _Call, scope: Scope, said: Hold | Short) -> None:
+    if isinstance(said, Short):
+        call.refused = said
+        scope.refused(said)
+        raise said.error()
+    _open[run_id] = said, call
 
 
 def _stop(run_id: UUID) -> None:
@@ -189,6 +240,7 @@ class RunBudget(Payer):
             call = self._model(messages[0] if messages else [], told)
             self._began(run_id, self.scope.reserve(call.charge(call.bound)), call)
         _stop(run_id)
+        _count_tries(run_id)
 
     def on_llm_start(self, serialized: Any, prompts: list[str], *, run_id: UUID, **told: Any) -> None:
         self.on_chat_model_start(serialized, cast("Any", prompts), run_id=run_id, **told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ from rfx_agent.engine.drive import METER
 from rfx_agent.errors import SamplerError, may_have_worked
 from rfx_agent.samplers.openai.reply import MalformedReplyError
 
-__all__ = ["TALLY", "Tally", "http_client"]
+__all__ = ["TALLY", "Tally", "Tries", "http_client"]
 
 _MOST_BYTES = 64 * 2**20  # a table of 8 draws of 4,096 tokens with 20 alternatives has 25 MiB
 _MOST_OF_ERROR = 64 * 2**10  # the rest of what an error says is not read
@@ -33,12 +33,17 @@ class Tally:
         sent: of these, the ones whose request left.
         answered: of these, the ones that came back whole, or with a status that says that no work was done.
         whole: of these, the ones that came back whole.
+        earlier: tries that were lost before the last one began. A stream that ended well is not always read to its end.
+        further, afurther: called before each try after the first; what they raise keeps it from being sent.
     """
 
     tried: int = 0
     sent: int = 0
     answered: int = 0
     whole: int = 0
+    earlier: int = 0
+    further: Callable[[], None] | None = None
+    afurther: Callable[[], Awaitable[None]] | None = None
 
     @property
     def lost(self) -> int:
@@ -48,6 +53,53 @@ class Tally:
 
 TALLY: ContextVar[Tally | None] = ContextVar("rfx_agent_tally", default=None)
 """Where the tries of the request that is under way are counted."""
+
+
+class Tries:
+    """The tries of one call of a model, told by the callbacks of its start and its end, in the context of the call.
+
+    Its client may count them for a sampler already: then they are a part of what that counts.
+
+    Attributes:
+        begun: whether the call has begun.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self._tally, self._tried, self._lost, self._made = Tally(), 0, 0, False
+
+    def begin(
+        self, further: Callable[[], None] | None = None, afurther: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """The call begins. ``further`` and ``afurther`` are those of ``Tally``."""
+        found = TALLY.get()
+        self.begun, self._made = True, found is None
+        if found is None:
+            TALLY.set(found := Tally())
+        self._tally, self._tried, self._lost = found, found.tried, found.lost
+        if further is not None:
+            found.further, found.afurther = further, afurther
+
+    def end(self) -> None:
+        """The call is over."""
+        self._tally.further = self._tally.afurther = None
+        if self._made and TALLY.get() is self._tally:
+            TALLY.set(None)
+
+    @property
+    def tried(self) -> int:
+        """Tries so far; 0 where the client does not count them."""
+        return self._tally.tried - self._tried
+
+    @property
+    def lost(self) -> int:
+        """Of these, the ones that the server may have worked on, and that brought nothing."""
+        return self._tally.lost - self._lost
+
+    @property
+    def earlier(self) -> int:
+        """Of these, the ones before the last try: what was lost where that brought the answer."""
+        return max(0, self._tally.earlier - self._lost)
 
 
 def http_client(
@@ -84,6 +136,7 @@ def http_client(
         if meter is not None and meter.ended:
             raise SamplerError("the call was given up, and nobody waits for an answer any more")
         if tally is not None:
+            tally.earlier = tally.lost
             tally.tried += 1
 
         def seen(event: str, info: Mapping[str, Any]) -> None:
@@ -118,9 +171,13 @@ def http_client(
         got.stream = _bounded()(got.stream, bound)
 
     def on_request(sent: Any) -> None:
+        if (tally := TALLY.get()) is not None and tally.tried and tally.further is not None:
+            tally.further()
         sent.extensions["trace"] = request(sent)
 
     async def on_request_async(sent: Any) -> None:
+        if (tally := TALLY.get()) is not None and tally.tried and tally.afurther is not None:
+            await tally.afurther()
         seen = request(sent)
 
         async def on_event(event: str, info: Mapping[str, Any]) -> None:

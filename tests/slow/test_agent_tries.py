@@ -1,0 +1,222 @@
+"""An agent's own client asks again by itself: each try is reserved before it is sent, and charged if it was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import openai
+import pytest
+from servers import Answer, ChatServer, choice, completion
+
+from rfx_agent import (
+    BudgetMiddleware,
+    MemoryStore,
+    RecoverabilityMiddleware,
+    RetryBudget,
+    SharedBudget,
+    Window,
+    budget_of,
+)
+from rfx_agent.errors import BudgetExhausted
+from rfx_agent.policies import FixedPolicy
+from rfx_agent.samplers import http_client
+
+langchain_openai = pytest.importorskip("langchain_openai")
+agents = pytest.importorskip("langchain.agents")
+
+CAP = 20
+ASKED = {"messages": [("user", "What is 3 + 4?")]}
+
+
+def late(body: Any) -> Answer:
+    return replace(good(body), delay=2.0)
+
+
+def cut(body: Any) -> Answer:
+    return replace(good(body), cut=10)
+
+
+def broken(_: Any) -> Answer:
+    return Answer(500, {"error": {"message": "out of memory"}})
+
+
+def busy(_: Any) -> Answer:
+    return Answer(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
+
+
+def good(body: Any, text: str = "it is 7") -> Answer:
+    """3 tokens after a prompt of 7; as events where a stream was asked for."""
+    whole = completion(choice(text))
+    if not body.get("stream"):
+        return Answer(body=whole)
+    one = {key: whole[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    chunks = [
+        one | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": text}}]}
+        for text in (text[:3], text[3:])
+    ]
+    chunks += [one | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}]
+    chunks += [one | {"choices": [], "usage": whole["usage"] | {"total_tokens": 10}}]
+    lines = "".join(f"data: {json.dumps(x)}\n\n" for x in chunks) + "data: [DONE]\n\n"
+    return Answer(body=lines.encode(), headers={"Content-Type": "text/event-stream"})
+
+
+def model_of(server: ChatServer, **clients: Any) -> Any:
+    return langchain_openai.ChatOpenAI(
+        model="fake", base_url=server.base_url, api_key="k", timeout=1.5, max_tokens=CAP, stream_usage=True, **clients
+    )
+
+
+def of(server: ChatServer, middleware: list[Any]) -> Any:
+    return agents.create_agent(model_of(server), middleware=middleware)
+
+
+def replies(*first: Callable[[Any], Answer]) -> Callable[[Any, int], Answer]:
+    return lambda body, i: (first[i] if i < len(first) else good)(body)
+
+
+def streamed(agent: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for mode, chunk in agent.stream(ASKED, stream_mode=["messages", "values"]):
+        found = chunk if mode == "values" else found
+    return found
+
+
+async def astreamed(agent: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    async for mode, chunk in agent.astream(ASKED, stream_mode=["messages", "values"]):
+        found = chunk if mode == "values" else found
+    return found
+
+
+class Shared:
+    """A budget that many runs share, and what its only account says."""
+
+    def __init__(self, tokens: int = 10_000) -> None:
+        self._store = MemoryStore()
+        self.budget = SharedBudget(store=self._store, limits=(Window("global", "tokens", tokens, per="day"),))
+
+    @property
+    def spent(self) -> float:
+        (account,) = self._store.accounts()
+        assert account.reserved == 0
+        return account.spent
+
+
+USED = 10  # tokens of a good answer and its prompt
+RESERVED = len("What is 3 + 4?") + 64 + CAP  # a token a byte, a message's template, and what it may write
+
+
+ways = pytest.mark.parametrize(
+    "run",
+    [
+        lambda agent: agent.invoke(ASKED),
+        lambda agent: asyncio.run(agent.ainvoke(ASKED)),
+        streamed,
+        lambda agent: asyncio.run(astreamed(agent)),
+    ],
+    ids=["invoke", "ainvoke", "stream", "astream"],
+)
+
+
+@ways
+@pytest.mark.parametrize(
+    ("first", "lost"), [((late,), 1), ((late, broken), 2), ((broken,), 1), ((busy, broken), 1), ((busy, busy), 0)]
+)
+def test_a_try_that_was_lost_is_charged_and_one_that_was_refused_is_not(run: Any, first: Any, lost: int) -> None:
+    shared = Shared()
+    with ChatServer(replies(*first)) as server:
+        run(of(server, [BudgetMiddleware({"samples": 1}, shared=shared.budget)]))
+    assert len(server.bodies) == len(first) + 1
+    assert shared.spent == lost * RESERVED + USED
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_answer_that_breaks_off_is_charged(how: str) -> None:
+    """OpenAI's client repeats it, unless it is a stream."""
+    shared = Shared()
+    with ChatServer(replies(cut)) as server:
+        agent = of(server, [BudgetMiddleware(shared=shared.budget)])
+        _ = agent.invoke(ASKED) if how == "sync" else asyncio.run(agent.ainvoke(ASKED))
+    assert len(server.bodies) == 2
+    assert shared.spent == RESERVED + USED
+
+
+@ways
+def test_a_try_that_the_budget_cannot_pay_for_is_not_made(run: Any) -> None:
+    shared = Shared(190)
+    with ChatServer(replies(late, late, late)) as server:
+        found = budget_of(run(of(server, [BudgetMiddleware(shared=shared.budget)])))
+    assert len(server.bodies) == 1
+    assert found is not None
+    assert (found.status, found.accounts) == ("exhausted", ("global tokens/86400s",))
+    assert shared.spent == RESERVED
+
+
+@ways
+def test_it_raises_where_that_was_asked_for(run: Any) -> None:
+    with ChatServer(replies(late, late, late)) as server, pytest.raises(BudgetExhausted):
+        run(of(server, [BudgetMiddleware({"tokens": 190}, at_cap="raise")]))
+    assert len(server.bodies) == 1
+
+
+@ways
+def test_a_call_whose_tries_are_all_lost_is_charged_each(run: Any) -> None:
+    shared = Shared()
+    with ChatServer(replies(broken, late, broken)) as server, pytest.raises(openai.InternalServerError):
+        run(of(server, [BudgetMiddleware(shared=shared.budget)]))
+    assert len(server.bodies) == 3
+    assert shared.spent == 3 * RESERVED
+
+
+@ways
+def test_a_model_of_a_middleware_is_counted_on_a_client_of_this_package(run: Any) -> None:
+    """The middleware hands its own client only to the agent's model."""
+    shared = Shared()
+    with ChatServer(replies(late)) as server, ChatServer(replies()) as outer:
+        clients = {"http_client": http_client(), "http_async_client": http_client(asynchronous=True)}
+        inside = model_of(server, **clients)
+
+        class Asks(agents.middleware.AgentMiddleware):  # type: ignore[misc,name-defined]
+            def before_model(self, state: Any, runtime: Any) -> None:
+                inside.invoke("What is 3 + 4?")
+
+            async def abefore_model(self, state: Any, runtime: Any) -> None:
+                await inside.ainvoke("What is 3 + 4?")
+
+        run(of(outer, [BudgetMiddleware({"samples": 2}, shared=shared.budget), Asks()]))
+    assert len(server.bodies) == 2
+    assert shared.spent == RESERVED + 2 * USED
+
+
+@ways
+@pytest.mark.parametrize(("first", "lost"), [((late,), 1), ((late, broken), 2), ((busy, busy), 0)])
+def test_recovery_alone_charges_what_further_draws_lost(run: Any, first: Any, lost: int) -> None:
+    shared = Shared()
+    recovery = RecoverabilityMiddleware(
+        verifier=lambda text: "wrong" not in text,
+        shared=shared.budget,
+        policy=FixedPolicy(["retry"]),
+        budget=RetryBudget(samples=1),
+        on_unresolved="return",
+    )
+    wrong = [lambda body: good(body, "it is wrong"), *first]
+    with ChatServer(replies(*wrong)) as server:
+        run(of(server, [recovery]))
+    assert len(server.bodies) == len(first) + 2
+    assert lost * CAP + USED <= shared.spent <= lost * (CAP + 60) + USED
+
+
+@ways
+def test_recovery_within_a_budget_is_charged_once(run: Any) -> None:
+    shared = Shared()
+    recovery = RecoverabilityMiddleware(
+        verifier=lambda text: "wrong" not in text, policy=FixedPolicy(["retry"]), budget=RetryBudget(samples=1)
+    )
+    with ChatServer(replies(lambda body: good(body, "it is wrong"), late, busy)) as server:
+        run(of(server, [BudgetMiddleware({"samples": 2}, shared=shared.budget), recovery]))
+    assert len(server.bodies) == 4
+    assert CAP + 2 * USED <= shared.spent <= CAP + 60 + 2 * USED
