@@ -83,7 +83,7 @@ class Reported(BaseCallbackHandler):
 
     def _begun(self, run_id: UUID, prompts: Sequence[Prompt], more: Mapping[str, Any]) -> None:
         tries = Tries()
-        tries.begin()
+        tries.begin(run_id)
         self._asked[run_id] = prompts, cap_in(more.get("invocation_params")), tries
 
     def _over(self, run_id: UUID) -> tuple[Sequence[Prompt], int, Tries]:

@@ -189,7 +189,7 @@ class Ledger:
     def charge(self, actual: Spend, model: str = "") -> Ledger:
         """Record a cost that could not be known before, such as the seconds a verifier took."""
         by_model = self.by_model
-        if model and actual.calls:
+        if model and (actual.calls or actual.tokens):  # a lost try is charged by its tokens alone
             by_model = {**by_model, model: by_model.get(model, Spend()) + actual}
         return Ledger(self.budget, self.spent + actual, self.reserved, by_model)
 

@@ -20,13 +20,16 @@ from rfx_agent import (
     SharedBudget,
     Window,
     budget_of,
+    with_budget,
 )
-from rfx_agent.errors import BudgetExhausted
+from rfx_agent.errors import BudgetExhausted, StoreError
 from rfx_agent.policies import FixedPolicy
 from rfx_agent.samplers import http_client
 
 langchain_openai = pytest.importorskip("langchain_openai")
 agents = pytest.importorskip("langchain.agents")
+runnables = pytest.importorskip("langchain_core.runnables")
+tools = pytest.importorskip("langchain_core.tools")
 
 CAP = 20
 ASKED = {"messages": [("user", "What is 3 + 4?")]}
@@ -220,3 +223,120 @@ def test_recovery_within_a_budget_is_charged_once(run: Any) -> None:
         run(of(server, [BudgetMiddleware({"samples": 2}, shared=shared.budget), recovery]))
     assert len(server.bodies) == 4
     assert CAP + 2 * USED <= shared.spent <= CAP + 60 + 2 * USED
+
+
+@pytest.fixture(params=["now", "before"])
+def sdk(request: Any, monkeypatch: Any) -> None:
+    """OpenAI's SDK as it is, and as version 3.0: that tries again after each error that is not its own."""
+    if request.param == "before":
+        monkeypatch.setattr("openai._base_client.request_exceptions", lambda: (Exception,), raising=False)
+
+
+QUESTION = "What is 3 + 4?"
+
+
+def own_model(server: ChatServer) -> Any:
+    return model_of(server, http_client=http_client(), http_async_client=http_client(asynchronous=True))
+
+
+@pytest.mark.usefixtures("sdk")
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_refused_try_of_a_model_in_a_tool_is_a_refusal(how: str) -> None:
+    calls = [{"id": "c1", "type": "function", "function": {"name": "ask", "arguments": "{}"}}]
+    first = Answer(body=completion(choice(None, tool_calls=calls), tokens=3))
+    shared = Shared(250)
+    with ChatServer(replies(late, late)) as server, ChatServer(lambda body, i: good(body) if i else first) as outer:
+        inside = own_model(server)
+
+        def ask() -> str:
+            """Asks."""
+            return str(inside.invoke(QUESTION).text)
+
+        async def aask() -> str:
+            return str((await inside.ainvoke(QUESTION)).text)
+
+        tool = tools.StructuredTool.from_function(ask, aask, name="ask")
+        agent = agents.create_agent(
+            model_of(outer), tools=[tool], middleware=[BudgetMiddleware({"samples": 5}, shared=shared.budget)]
+        )
+        result = agent.invoke(ASKED) if how == "sync" else asyncio.run(agent.ainvoke(ASKED))
+    found = budget_of(result)
+    assert len(server.bodies) == 2
+    assert found is not None
+    assert found.spent.tokens == shared.spent == found.by_model["fake"].tokens
+
+
+@pytest.mark.usefixtures("sdk")
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_with_budget_raises_a_refused_try(how: str) -> None:
+    with ChatServer(replies(late)) as server:
+        model = with_budget(own_model(server), {"tokens": 150})
+        with pytest.raises(BudgetExhausted):
+            _ = model.invoke(QUESTION) if how == "sync" else asyncio.run(model.ainvoke(QUESTION))
+    assert len(server.bodies) == 1
+
+
+class Failing(MemoryStore):
+    """A store that is out of order when a second reservation is made."""
+
+    asked = 0
+
+    def reserve(self, *args: Any, **more: Any) -> Any:
+        self.asked += 1
+        if self.asked == 2:
+            raise StoreError("the store is down")
+        return super().reserve(*args, **more)
+
+
+@pytest.mark.usefixtures("sdk")
+@ways
+def test_a_try_that_cannot_be_reserved_is_not_made(run: Any) -> None:
+    shared = Shared()
+    shared._store = Failing()
+    shared.budget = SharedBudget(store=shared._store, limits=(Window("global", "tokens", 1_000, per="day"),))
+    with ChatServer(replies(late)) as server, pytest.raises(StoreError):
+        run(of(server, [BudgetMiddleware(shared=shared.budget)]))
+    assert len(server.bodies) == 1
+    assert shared.spent == RESERVED
+
+
+def test_what_was_spent_by_model_has_the_lost_tries() -> None:
+    with ChatServer(replies(late, late)) as server:
+        agent = of(server, [BudgetMiddleware({"tokens": 250, "samples": 1})])
+        found = budget_of(agent.invoke(ASKED))
+    assert found is not None
+    assert found.by_model["fake"].tokens == found.spent.tokens == 2 * RESERVED
+
+
+def test_a_stream_that_ends_during_another_call_does_not_hide_its_tries() -> None:
+    shared = Shared(250)
+
+    async def both(model: Any) -> None:
+        stream = model.astream(QUESTION)
+        await anext(stream)
+        asked = asyncio.create_task(model.ainvoke(QUESTION))
+        await asyncio.sleep(0.3)
+        async for _ in stream:
+            pass
+        await asked
+
+    with ChatServer(replies(good, late, late)) as server:
+        model = own_model(server)
+        work = runnables.RunnableLambda(lambda _: asyncio.run(both(model)))
+        with pytest.raises(BudgetExhausted):
+            with_budget(work, shared=shared.budget).invoke("")
+    assert len(server.bodies) == 3
+    assert shared.spent == USED + 2 * RESERVED
+
+
+def test_calls_that_begin_at_once_are_no_further_tries() -> None:
+    shared = Shared()
+    with ChatServer(replies()) as server:
+        model = own_model(server)
+        messages = [[("user", QUESTION)]] * 3
+        work = runnables.RunnableLambda(
+            lambda _: asyncio.run(model.agenerate([model._convert_input(x).to_messages() for x in messages]))
+        )
+        with_budget(work, shared=shared.budget).invoke("")
+    assert len(server.bodies) == 3
+    assert shared.spent == 3 * USED

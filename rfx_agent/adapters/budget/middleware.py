@@ -30,7 +30,6 @@ from rfx_agent.budgets.shared import SharedBudget
 from rfx_agent.budgets.step import RetryBudget
 from rfx_agent.checks import among
 from rfx_agent.engine.drive import Call, Flow, drive, drive_async
-from rfx_agent.samplers.openai.provider_errors import causes
 
 __all__ = ["BudgetMiddleware"]
 
@@ -179,7 +178,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
                 ),
             )
             short = _why(scope)
-            if short is None or not (reply.error is None or _is_refusal(reply.error)):
+            if short is None or not (reply.error is None or isinstance(reply.error, BudgetExhausted)):
                 if reply.error is not None:
                     raise reply.error
                 return with_update(reply.value, {"rfx_budget": record_of(scope, request.state)})
@@ -223,11 +222,6 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
             raise reply.error
         result: ToolMessage | Command[Any] = reply.value
         return result
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether a call, or a further try of it, was refused: OpenAI's client calls that a connection error."""
-    return any(isinstance(x, BudgetExhausted) for x in causes(error))
 
 
 def _why(scope: Scope) -> Short | None:

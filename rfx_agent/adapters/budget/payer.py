@@ -60,7 +60,7 @@ class _Call:
     bound: Usage = field(default_factory=Usage)
     tries: Tries = field(default_factory=Tries)
     lost: int = 0  # earlier tries that were lost, and charged
-    refused: Short | None = None  # why no further try was made
+    repaid: int = 0  # of these, the ones after which a further try was reserved
 
     def charge(self, usage: Usage) -> Charge:
         first = not self.lost
@@ -193,16 +193,14 @@ def _count_tries(run_id: UUID) -> None:
             await hold.asettle()
             _tried_again(run_id, call, scope, await scope.areserve(call.charge(call.bound)))
 
-    call.tries.begin(further, afurther)
+    call.tries.begin(run_id, further, afurther)
 
 
 def _lost(run_id: UUID, call: _Call) -> Hold | None:
-    """What is set aside for the last try, if that was lost. Raise where no further one may be made."""
-    if call.refused is not None:
-        raise call.refused.error()
+    """What is set aside for the last try, if that was lost. Raise where nobody waits for a further one."""
     if run_id not in _open:
         raise SamplerError("the call was given up, and nobody waits for an answer any more")
-    if call.tries.lost <= call.lost:
+    if call.tries.lost <= call.repaid:
         return None
     call.lost = call.tries.lost
     return _open[run_id][0]
@@ -210,9 +208,9 @@ def _lost(run_id: UUID, call: _Call) -> Hold | None:
 
 def _tried_again(run_id: UUID, call: _Call, scope: Scope, said: Hold | Short) -> None:
     if isinstance(said, Short):
-        call.refused = said
         scope.refused(said)
         raise said.error()
+    call.repaid = call.lost
     _open[run_id] = said, call
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import zlib
@@ -13,7 +14,7 @@ from typing import Any
 
 from rfx_agent._http import tls_context
 from rfx_agent.engine.drive import METER
-from rfx_agent.errors import SamplerError, may_have_worked
+from rfx_agent.errors import RfxError, SamplerError, may_have_worked
 from rfx_agent.samplers.openai.reply import MalformedReplyError
 
 __all__ = ["TALLY", "Tally", "Tries", "http_client"]
@@ -29,6 +30,8 @@ class Tally:
     """The tries of one request.
 
     Attributes:
+        call: the call of a model that they belong to; None where they are a sampler's.
+        outer: the tally of a sampler that makes this call: what is counted here is counted there too.
         tried: tries; above 0 only where the client counts them.
         sent: of these, the ones whose request left.
         answered: of these, the ones that came back whole, or with a status that says that no work was done.
@@ -37,6 +40,8 @@ class Tally:
         further, afurther: called before each try after the first; what they raise keeps it from being sent.
     """
 
+    call: object = None
+    outer: Tally | None = None
     tried: int = 0
     sent: int = 0
     answered: int = 0
@@ -50,6 +55,12 @@ class Tally:
         """Tries that the server may have worked on, and that brought nothing."""
         return max(0, self.sent - self.answered)
 
+    def each(self) -> Iterator[Tally]:
+        """This one and the one around it."""
+        yield self
+        if self.outer is not None:
+            yield self.outer
+
 
 TALLY: ContextVar[Tally | None] = ContextVar("rfx_agent_tally", default=None)
 """Where the tries of the request that is under way are counted."""
@@ -58,7 +69,7 @@ TALLY: ContextVar[Tally | None] = ContextVar("rfx_agent_tally", default=None)
 class Tries:
     """The tries of one call of a model, told by the callbacks of its start and its end, in the context of the call.
 
-    Its client may count them for a sampler already: then they are a part of what that counts.
+    A generator that is left half read leaves its tally in the context, so each call has a tally of its own.
 
     Attributes:
         begun: whether the call has begun.
@@ -66,40 +77,43 @@ class Tries:
 
     def __init__(self) -> None:
         self.begun = False
-        self._tally, self._tried, self._lost, self._made = Tally(), 0, 0, False
+        self._tally = Tally()
 
     def begin(
-        self, further: Callable[[], None] | None = None, afurther: Callable[[], Awaitable[None]] | None = None
+        self,
+        call: object,
+        further: Callable[[], None] | None = None,
+        afurther: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """The call begins. ``further`` and ``afurther`` are those of ``Tally``."""
+        """The call begins. ``call`` identifies it; ``further`` and ``afurther`` are those of ``Tally``."""
         found = TALLY.get()
-        self.begun, self._made = True, found is None
-        if found is None:
-            TALLY.set(found := Tally())
-        self._tally, self._tried, self._lost = found, found.tried, found.lost
+        if found is None or found.call != call:
+            outer = found if found is None or found.call is None else found.outer
+            TALLY.set(found := Tally(call=call, outer=outer))
+        self.begun, self._tally = True, found
         if further is not None:
             found.further, found.afurther = further, afurther
 
     def end(self) -> None:
         """The call is over."""
         self._tally.further = self._tally.afurther = None
-        if self._made and TALLY.get() is self._tally:
-            TALLY.set(None)
+        if self.begun and TALLY.get() is self._tally:
+            TALLY.set(self._tally.outer)
 
     @property
     def tried(self) -> int:
         """Tries so far; 0 where the client does not count them."""
-        return self._tally.tried - self._tried
+        return self._tally.tried
 
     @property
     def lost(self) -> int:
         """Of these, the ones that the server may have worked on, and that brought nothing."""
-        return self._tally.lost - self._lost
+        return self._tally.lost
 
     @property
     def earlier(self) -> int:
         """Of these, the ones before the last try: what was lost where that brought the answer."""
-        return max(0, self._tally.earlier - self._lost)
+        return self._tally.earlier
 
 
 def http_client(
@@ -135,16 +149,16 @@ def http_client(
         tally, meter = TALLY.get(), METER.get()
         if meter is not None and meter.ended:
             raise SamplerError("the call was given up, and nobody waits for an answer any more")
-        if tally is not None:
-            tally.earlier = tally.lost
-            tally.tried += 1
+        for one in () if tally is None else tally.each():
+            one.earlier = one.lost
+            one.tried += 1
 
         def seen(event: str, info: Mapping[str, Any]) -> None:
             if event == "connection.connect_tcp.complete" and connected is not None:
                 connected(info["return_value"].get_extra_info("socket"))
             elif event.endswith(".send_request_headers.complete"):
-                if tally is not None:
-                    tally.sent += 1
+                for one in () if tally is None else tally.each():
+                    one.sent += 1
                 if meter is not None:
                     meter.count()
 
@@ -158,7 +172,8 @@ def http_client(
         tally = TALLY.get()
         if not got.is_success:
             if tally is not None and not may_have_worked(got.status_code):
-                tally.answered += 1
+                for one in tally.each():
+                    one.answered += 1
             tally = None
         inflates = (got.headers.pop("content-encoding", None) or "identity").strip().lower()
         if inflates not in (*_INFLATES, "identity"):
@@ -171,13 +186,15 @@ def http_client(
         got.stream = _bounded()(got.stream, bound)
 
     def on_request(sent: Any) -> None:
-        if (tally := TALLY.get()) is not None and tally.tried and tally.further is not None:
-            tally.further()
+        if (tally := _tried_before(sent)) is not None and tally.further is not None:
+            with _told_at_once():
+                tally.further()
         sent.extensions["trace"] = request(sent)
 
     async def on_request_async(sent: Any) -> None:
-        if (tally := TALLY.get()) is not None and tally.tried and tally.afurther is not None:
-            await tally.afurther()
+        if (tally := _tried_before(sent)) is not None and tally.afurther is not None:
+            with _told_at_once():
+                await tally.afurther()
         seen = request(sent)
 
         async def on_event(event: str, info: Mapping[str, Any]) -> None:
@@ -197,6 +214,35 @@ def http_client(
     inner = transport(asynchronous=asynchronous, trust_env=trust_env)
     more = {"verify": tls_context(trust_env=trust_env)} if inner is None else {"transport": inner}
     return make(trust_env=trust_env, follow_redirects=False, event_hooks=hooks, **more)
+
+
+def _tried_before(sent: Any) -> Tally | None:
+    """The tally of the request that is tried again; None at a first try: LangChain may begin many calls at once."""
+    tally = TALLY.get()
+    first = tally is None or not tally.tried or sent.headers.get("x-stainless-retry-count") == "0"
+    return None if first else tally
+
+
+@contextlib.contextmanager
+def _told_at_once() -> Iterator[None]:
+    """What this package raises inside reaches the caller as it is: an SDK of version 3.0 tries again after all
+    but its own errors, and ends in a connection error."""
+    try:
+        yield
+    except RfxError as error:
+        kind: Any = type(error)
+        error.__class__ = _of_sdk(kind)
+        raise
+
+
+@cache
+def _of_sdk(kind: Any) -> Any:
+    """``kind`` as an error of the SDK's own."""
+    import openai
+
+    if issubclass(kind, openai.OpenAIError):
+        return kind
+    return type(kind.__name__, (kind, openai.OpenAIError), {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
 
 class _Bound:
@@ -238,9 +284,9 @@ class _Bound:
 
     def end(self) -> None:
         """The body is whole."""
-        if self._tally is not None:
-            self._tally.answered += 1
-            self._tally.whole += 1
+        for one in () if self._tally is None else self._tally.each():
+            one.answered += 1
+            one.whole += 1
 
 
 @cache
