@@ -1,4 +1,4 @@
-"""What this process remembers, of runs and of clients. What was used longest ago is forgotten."""
+"""What this process remembers of runs. What was used longest ago is forgotten."""
 
 from __future__ import annotations
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -30,6 +33,7 @@ langchain_openai = pytest.importorskip("langchain_openai")
 agents = pytest.importorskip("langchain.agents")
 runnables = pytest.importorskip("langchain_core.runnables")
 tools = pytest.importorskip("langchain_core.tools")
+pydantic = pytest.importorskip("pydantic")
 
 CAP = 20
 ASKED = {"messages": [("user", "What is 3 + 4?")]}
@@ -340,3 +344,53 @@ def test_calls_that_begin_at_once_are_no_further_tries() -> None:
         with_budget(work, shared=shared.budget).invoke("")
     assert len(server.bodies) == 3
     assert shared.spent == 3 * USED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the files of /proc")
+def test_connections_of_event_loops_that_are_over_are_not_kept() -> None:
+    with ChatServer(replies()) as server:
+        agent = of(server, [BudgetMiddleware({"samples": 9})])
+
+        async def three() -> None:
+            await asyncio.gather(*(agent.ainvoke(ASKED) for _ in range(3)))
+
+        def after(runs: int) -> int:
+            for _ in range(runs):
+                asyncio.run(three())
+            gc.collect()
+            return len([*Path("/proc/self/fd").iterdir()])
+
+        assert after(20) <= after(3) + 20
+
+
+def test_a_model_keeps_what_its_class_and_others_put_into_it() -> None:
+    class Counting(langchain_openai.ChatOpenAI):  # type: ignore[misc]
+        _asked: int = pydantic.PrivateAttr(0)
+
+        def _generate(self, *args: Any, **more: Any) -> Any:
+            self._asked += 1
+            return super()._generate(*args, **more)
+
+    with ChatServer(replies()) as server:
+        model = Counting(model="fake", base_url=server.base_url, api_key="k", max_tokens=CAP)
+        agent = agents.create_agent(model, middleware=[BudgetMiddleware({"samples": 5})])
+        agent.invoke(ASKED)
+        model.root_client.organization = "other"
+        agent.invoke(ASKED)
+        assert server.headers[-1]["openai-organization"] == "other"
+    assert model._asked == 2
+
+
+def test_a_client_that_is_traced_is_left_as_it_is() -> None:
+    traced: list[Any] = []
+    with ChatServer(replies()) as server:
+        model = model_of(server)
+        create = model.client.create
+
+        def tracing(**asked: Any) -> Any:
+            traced.append(asked)
+            return create(**asked)
+
+        model.client.create = tracing
+        agents.create_agent(model, middleware=[BudgetMiddleware({"samples": 5})]).invoke(ASKED)
+    assert len(traced) == 1

@@ -12,7 +12,6 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable
 
-from rfx_agent._kept import Kept
 from rfx_agent.samplers.openai.held import Held
 from rfx_agent.samplers.openai.transport import http_client
 
@@ -21,7 +20,6 @@ __all__ = ["connected"]
 _CONNECTIONS = Held(
     "the connections of LangChain's models", lambda asynchronous: http_client(asynchronous=asynchronous)
 )
-_CLIENTS: Kept[Any] = Kept(256)
 _CHOSEN = ("http_client", "http_async_client", "http_socket_options", "openai_proxy")
 
 
@@ -37,11 +35,15 @@ def connected(model: Runnable[Any, Any], *, asynchronous: bool) -> Runnable[Any,
     # A client that somebody has put in its place, or around it, is theirs.
     if not isinstance(root, kind) or type(getattr(model, side)) is not type(root.chat.completions):
         return model
+    if "create" in vars(getattr(model, side)):
+        return model
     # LangChain has no time limit of its own; this is the SDK's.
     timeout = sdk.DEFAULT_TIMEOUT if root.timeout is None else root.timeout
     own = _CONNECTIONS.of_loop() if asynchronous else _CONNECTIONS.sync()
     if root._client is own:
         return model
-    key = (id(root), id(own), root.api_key, str(root.base_url), root.max_retries)
-    made = _CLIENTS.put(key, lambda: root.with_options(http_client=own, timeout=timeout), (root, own))
-    return model.model_copy(update={f"root_{side}": made, side: made.chat.completions})
+    # Not kept: whoever keeps it keeps the sockets of an event loop that is over, and what the root was told since.
+    made = root.with_options(http_client=own, timeout=timeout)
+    copied = model.model_copy(update={f"root_{side}": made, side: made.chat.completions})
+    object.__setattr__(copied, "__pydantic_private__", model.__pydantic_private__)  # what a subclass counts in itself
+    return copied
