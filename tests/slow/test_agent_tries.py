@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -394,3 +396,11 @@ def test_a_client_that_is_traced_is_left_as_it_is() -> None:
         model.client.create = tracing
         agents.create_agent(model, middleware=[BudgetMiddleware({"samples": 5})]).invoke(ASKED)
     assert len(traced) == 1
+
+
+def test_a_refusal_can_be_pickled_and_copied() -> None:
+    with ChatServer(replies(late, late)) as server, pytest.raises(BudgetExhausted) as caught:
+        of(server, [BudgetMiddleware({"tokens": 190}, at_cap="raise")]).invoke(ASKED)
+    for again in (pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):  # noqa: S301  # our own
+        assert isinstance(again, BudgetExhausted)
+        assert (str(again), again.caps, again.spent) == (str(caught.value), caught.value.caps, caught.value.spent)

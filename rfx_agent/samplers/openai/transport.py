@@ -242,7 +242,13 @@ def _of_sdk(kind: Any) -> Any:
 
     if issubclass(kind, openai.OpenAIError):
         return kind
-    return type(kind.__name__, (kind, openai.OpenAIError), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+
+    def reduced(error: Any, protocol: Any) -> Any:  # pickled as what it was: this class cannot be imported
+        how, given, *rest = kind.__reduce_ex__(error, protocol)
+        return how, tuple(kind if x is type(error) else x for x in given), *rest
+
+    told = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce_ex__": reduced}
+    return type(kind.__name__, (kind, openai.OpenAIError), told)
 
 
 class _Bound:
