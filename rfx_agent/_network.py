@@ -6,6 +6,7 @@ A client's own time limit starts anew with each byte. Imported where a client is
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 import time
 import urllib.request
@@ -18,8 +19,10 @@ import httpx2
 
 from rfx_agent._http import tls_context
 
-__all__ = ["transport"]
+__all__ = ["body_seconds", "transport"]
 
+_STREAM = 600.0  # seconds
+_ASKS_FOR_STREAM = re.compile(rb'"stream"\s*:\s*true')
 _POOL: dict[str, Any] = {"max_connections": 1000, "max_keepalive_connections": 100, "keepalive_expiry": 5.0}
 
 
@@ -27,7 +30,8 @@ def transport(*, asynchronous: bool, trust_env: bool = True) -> Any:
     """A transport for ``httpx2.Client``, or for ``httpx2.AsyncClient``; None where the environment has proxies.
 
     The head of an answer may take as long as the client's time limit for one read, from the last byte that was sent.
-    Its body may take as long again, also where nothing of it is data, such as what stands beside the size of a chunk.
+    Its body may take as long again (see ``body_seconds``), also where nothing of it is data, such as what stands beside
+    the size of a chunk.
     An answer that was there before its request was sent is another's, such as the second of two that came for one: it
     is refused, and its connection closed. The text that a server puts beside its status is dropped: clients log it.
 
@@ -73,16 +77,22 @@ def _within(limit: _Limit | None) -> Iterator[None]:
         _LIMIT.reset(token)
 
 
-def _limit(request: Any, part: str) -> _Limit | None:
-    seconds = request.extensions.get("timeout", {}).get("read")
-    return None if seconds is None else _Limit(seconds, part)
+def body_seconds(request: Any) -> float | None:
+    """How long the body of the answer to ``request`` may take: its time limit for one read, and a stream that was asked
+    for 10 minutes at least, because its text is written while it comes."""
+    seconds: float | None = request.extensions.get("timeout", {}).get("read")
+    asked = b""
+    with contextlib.suppress(httpx2.RequestNotRead):
+        asked = request.content
+    return max(seconds, _STREAM) if seconds is not None and _ASKS_FOR_STREAM.search(asked) else seconds
 
 
 @contextlib.contextmanager
 def _awaited(request: Any) -> Iterator[httpcore2.Request]:
     """``request`` as the pool takes it, its head awaited and its errors the client's."""
     url = request.url
-    with _within(_limit(request, "head")), _errors():
+    seconds = request.extensions.get("timeout", {}).get("read")
+    with _within(None if seconds is None else _Limit(seconds, "head")), _errors():
         yield httpcore2.Request(
             method=request.method,
             url=httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
@@ -106,7 +116,8 @@ def _errors() -> Iterator[None]:
 
 def _answer(got: httpcore2.Response, request: Any) -> httpx2.Response:
     extensions = {**got.extensions, "reason_phrase": b""}
-    body = _Body(got.stream, _limit(request, "body"))
+    seconds = body_seconds(request)
+    body = _Body(got.stream, None if seconds is None else _Limit(seconds, "body"))
     return httpx2.Response(got.status, headers=got.headers, stream=body, extensions=extensions)
 
 

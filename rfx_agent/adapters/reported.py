@@ -78,7 +78,7 @@ class Reported(BaseCallbackHandler):
         prompts, cap, tries = self._over(run_id)
         calls, lost = tries_of(error)
         if tries.tried:
-            calls, lost = tries.tried, tries.lost
+            calls, lost = tries.tried, tries.spoiled
         self._add(Usage(calls=max(calls, 1)), prompts, cap, 1 if lost is None else lost)
 
     def _begun(self, run_id: UUID, prompts: Sequence[Prompt], more: Mapping[str, Any]) -> None:

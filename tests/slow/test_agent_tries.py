@@ -407,3 +407,47 @@ def test_a_refusal_can_be_pickled_and_copied() -> None:
     for again in (pickle.loads(pickle.dumps(caught.value)), copy.copy(caught.value)):  # noqa: S301  # our own
         assert isinstance(again, BudgetExhausted)
         assert (str(again), again.caps, again.spent) == (str(caught.value), caught.value.caps, caught.value.spent)
+
+
+@ways
+def test_an_answer_that_langchain_cannot_read_is_charged(run: Any) -> None:
+    def unreadable(body: Any) -> Answer:
+        if body.get("stream"):
+            return Answer(body=b"data: {\n\n", headers={"Content-Type": "text/event-stream"})
+        return Answer(body=good(body).body | {"usage": [1]})
+
+    shared = Shared()
+    with ChatServer(replies(unreadable)) as server, pytest.raises(Exception, match=r".") as raised:
+        run(of(server, [BudgetMiddleware(shared=shared.budget)]))
+    assert not isinstance(raised.value, BudgetExhausted)
+    assert len(server.bodies) == 1
+    assert shared.spent == RESERVED
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_a_draw_of_recovery_that_langchain_cannot_read_is_charged(how: str) -> None:
+    shared = Shared()
+    recovery = RecoverabilityMiddleware(
+        verifier=lambda text: "wrong" not in text,
+        shared=shared.budget,
+        policy=FixedPolicy(["retry"]),
+        budget=RetryBudget(samples=1),
+        on_unresolved="return",
+    )
+    first = [lambda body: good(body, "it is wrong"), lambda body: Answer(body=good(body).body | {"usage": [1]})]
+    with ChatServer(replies(*first)) as server:
+        agent = of(server, [recovery])
+        _ = agent.invoke(ASKED) if how == "sync" else asyncio.run(agent.ainvoke(ASKED))
+    assert len(server.bodies) == 2
+    assert shared.spent >= CAP
+
+
+@ways
+def test_a_stream_may_take_longer_than_a_request(run: Any) -> None:
+    def slow(body: Any) -> Answer:
+        return replace(good(body), pause=2.5 / len(good(body).raw())) if body.get("stream") else good(body)
+
+    shared = Shared()
+    with ChatServer(replies(slow)) as server:
+        run(of(server, [BudgetMiddleware(shared=shared.budget)]))
+    assert shared.spent == USED

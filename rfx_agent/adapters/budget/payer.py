@@ -164,7 +164,7 @@ class Payer(BaseCallbackHandler):
         if lost is None:
             return None
         if call.tries.tried:  # the earlier ones are charged
-            made, lost = 1, call.tries.lost - call.lost
+            made, lost = 1, max(0, call.tries.spoiled - call.lost)
         bound = call.bound
         return call.charge(Usage(bound.prompt_tokens * lost, bound.completion_tokens * lost, max(made, 1)))
 

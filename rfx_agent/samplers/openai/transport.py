@@ -111,6 +111,11 @@ class Tries:
         return self._tally.lost
 
     @property
+    def spoiled(self) -> int:
+        """Of these, the ones that the server may have worked on: what was lost where the call ended in an error."""
+        return self._tally.lost + self._tally.whole
+
+    @property
     def earlier(self) -> int:
         """Of these, the ones before the last try: what was lost where that brought the answer."""
         return self._tally.earlier
@@ -126,8 +131,8 @@ def http_client(
     """An HTTP client for OpenAI's SDK, or for what is built on it, that a server cannot hold or flood.
 
     It follows no redirect. The head of an answer and its body may each take as long as the request's time limit, and a
-    body may have 64 MiB and 4 million values. ``ChatModelSampler`` charges the tries that it lost. Beyond that it is as
-    the SDK's own.
+    stream that was asked for 10 minutes at least. A body may have 64 MiB and 4 million values. ``ChatModelSampler``
+    charges the tries that it lost. Beyond that it is as the SDK's own.
 
     Args:
         asynchronous: for ``AsyncOpenAI``; such a client serves one event loop.
@@ -141,7 +146,7 @@ def http_client(
     """
     import openai
 
-    from rfx_agent._network import transport
+    from rfx_agent._network import body_seconds, transport
 
     def request(sent: Any) -> Callable[[str, Mapping[str, Any]], None]:
         if before is not None:
@@ -181,8 +186,7 @@ def http_client(
             raise MalformedReplyError(
                 f"the body is compressed by other than {' or '.join(_INFLATES)}, as was asked for"
             )
-        seconds = got.request.extensions.get("timeout", {}).get("read")
-        bound = _Bound(seconds, inflates != "identity", tally, error=not got.is_success)
+        bound = _Bound(body_seconds(got.request), inflates != "identity", tally, error=not got.is_success)
         got.stream = _bounded()(got.stream, bound)
 
     def on_request(sent: Any) -> None:
