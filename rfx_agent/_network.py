@@ -31,9 +31,8 @@ def transport(*, asynchronous: bool, trust_env: bool = True) -> Any:
 
     The head of an answer may take as long as the client's time limit for one read, from the last byte that was sent.
     Its body may take as long again (see ``body_seconds``), also where nothing of it is data, such as what stands beside
-    the size of a chunk.
-    An answer that was there before its request was sent is another's, such as the second of two that came for one: it
-    is refused, and its connection closed. The text that a server puts beside its status is dropped: clients log it.
+    the size of a chunk. An answer that was there before its request was sent belongs to another request: it is refused,
+    and its connection closed. The text that a server puts beside its status is dropped: clients log it.
 
     Args:
         asynchronous: for ``httpx2.AsyncClient``.
@@ -77,6 +76,10 @@ def _within(limit: _Limit | None) -> Iterator[None]:
         _LIMIT.reset(token)
 
 
+def _limit(seconds: float | None, part: str) -> _Limit | None:
+    return None if seconds is None else _Limit(seconds, part)
+
+
 def body_seconds(request: Any) -> float | None:
     """How long the body of the answer to ``request`` may take: its time limit for one read, and a stream that was asked
     for 10 minutes at least, because its text is written while it comes."""
@@ -92,7 +95,7 @@ def _awaited(request: Any) -> Iterator[httpcore2.Request]:
     """``request`` as the pool takes it, its head awaited and its errors the client's."""
     url = request.url
     seconds = request.extensions.get("timeout", {}).get("read")
-    with _within(None if seconds is None else _Limit(seconds, "head")), _errors():
+    with _within(_limit(seconds, "head")), _errors():
         yield httpcore2.Request(
             method=request.method,
             url=httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
@@ -116,8 +119,7 @@ def _errors() -> Iterator[None]:
 
 def _answer(got: httpcore2.Response, request: Any) -> httpx2.Response:
     extensions = {**got.extensions, "reason_phrase": b""}
-    seconds = body_seconds(request)
-    body = _Body(got.stream, None if seconds is None else _Limit(seconds, "body"))
+    body = _Body(got.stream, _limit(body_seconds(request), "body"))
     return httpx2.Response(got.status, headers=got.headers, stream=body, extensions=extensions)
 
 

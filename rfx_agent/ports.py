@@ -74,7 +74,7 @@ class Sampler(ABC):
         """Draw ``request.n`` completions."""
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        """The same, without blocking the event loop."""
+        """Do what ``sample`` does, without blocking the event loop."""
         return await asyncio.to_thread(self.sample, request)
 
     def on(self, other: Sampler) -> Sampler:
@@ -148,7 +148,7 @@ class Verifier(ABC):
         """Judge ``rollout``; ``peers`` are all draws of the step so far, this one included."""
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same, without blocking the event loop."""
+        """Do what ``verify`` does, without blocking the event loop."""
         return await asyncio.to_thread(self.verify, step, rollout, peers=peers)
 
     def bound(self, step: Step, rollout: Rollout) -> Usage | None:
@@ -191,7 +191,7 @@ class Tool(ABC):
         """Run the input. A failing input is a ``ToolResult`` with ``error``; ``ToolError`` means the tool broke."""
 
     async def arun(self, source: str) -> ToolResult:
-        """The same, without blocking the event loop."""
+        """Do what ``run`` does, without blocking the event loop."""
         return await asyncio.to_thread(self.run, source)
 
     def ran(self, result: ToolResult) -> str:
@@ -222,7 +222,7 @@ class Scorer(ABC):
         """One table per rollout, aligned with its ``logprobs``."""
 
     async def ascore(self, step: Step, rollouts: Sequence[Rollout]) -> ScoreResult:
-        """The same, without blocking the event loop."""
+        """Do what ``score`` does, without blocking the event loop."""
         return await asyncio.to_thread(self.score, step, rollouts)
 
 
@@ -249,7 +249,7 @@ class Steerer(ABC):
         """Decode ``step`` again with ``operator`` applied at ``rollout``'s junction."""
 
     async def asteer(self, step: Step, operator: str, rollout: Rollout, request: SampleRequest) -> SampleResult:
-        """The same, without blocking the event loop."""
+        """Do what ``steer`` does, without blocking the event loop."""
         return await asyncio.to_thread(self.steer, step, operator, rollout, request)
 
 
@@ -261,7 +261,7 @@ class Escalator(ABC):
         """Return the person's reply (the shape of ``rfx_agent.escalation.HumanReply``), or None for no reply."""
 
     async def aescalate(self, payload: Mapping[str, Any]) -> Any:
-        """The same, without blocking the event loop."""
+        """Do what ``escalate`` does, without blocking the event loop."""
         return await asyncio.to_thread(self.escalate, payload)
 
 
@@ -273,7 +273,7 @@ class TraceStore(ABC):
         """Keep ``rollouts``; called once for each, before they are made compact."""
 
     async def aput(self, step_id: str, rollouts: Sequence[Rollout]) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``put`` does, without blocking the event loop."""
         await asyncio.to_thread(self.put, step_id, rollouts)
 
 
@@ -305,7 +305,7 @@ class BudgetStore(ABC):
 
     @abstractmethod
     async def areserve(self, id: str, claims: Sequence[Claim], *, seconds: float) -> Grant:  # noqa: A002  # as above
-        """The same, without blocking the event loop."""
+        """Do what ``reserve`` does, without blocking the event loop."""
 
     @abstractmethod
     def settle(self, reservation: Reservation, actual: Mapping[str, int], record: str | None = None) -> None:
@@ -317,7 +317,7 @@ class BudgetStore(ABC):
 
     @abstractmethod
     async def asettle(self, reservation: Reservation, actual: Mapping[str, int], record: str | None = None) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``settle`` does, without blocking the event loop."""
 
     @abstractmethod
     def release(self, reservation: Reservation) -> None:
@@ -325,7 +325,7 @@ class BudgetStore(ABC):
 
     @abstractmethod
     async def arelease(self, reservation: Reservation) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``release`` does, without blocking the event loop."""
 
     @abstractmethod
     def keep(self, id: str, record: str) -> str:  # noqa: A002  # as above
@@ -333,7 +333,7 @@ class BudgetStore(ABC):
 
     @abstractmethod
     async def akeep(self, id: str, record: str) -> str:  # noqa: A002  # as above
-        """The same, without blocking the event loop."""
+        """Do what ``keep`` does, without blocking the event loop."""
 
     @abstractmethod
     def deposit(self, claims: Sequence[Claim]) -> None:

@@ -166,6 +166,6 @@ class Recovery(Settings):
     async def arun(
         self, step: Step | Prompt, candidate: CandidateLike | None = None, *, run_id: str = ""
     ) -> FinishedCase:
-        """The same on the running event loop."""
+        """Do what ``run`` does, without blocking the event loop."""
         run = Run.of(self)
         return cast("FinishedCase", await drive_async(recover(run, start(run, step, candidate, run_id=run_id))))

@@ -64,7 +64,7 @@ class ScriptedSampler(Sampler):
         return SampleResult(tuple(made), total)
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        """The same."""
+        """Do what ``sample`` does, without blocking the event loop."""
         return self.sample(request)
 
 
@@ -98,7 +98,7 @@ class ScriptedVerifier(Verifier):
         return Verdict(bool(self._passes(text)), answer=text or None, weak=self._weak)
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same."""
+        """Do what ``verify`` does, without blocking the event loop."""
         return self.verify(step, rollout, peers=peers)
 
 
@@ -150,5 +150,5 @@ class ScriptedTool(Tool):
         return ToolResult(str(self._results[source]))
 
     async def arun(self, source: str) -> ToolResult:
-        """The same."""
+        """Do what ``run`` does, without blocking the event loop."""
         return self.run(source)

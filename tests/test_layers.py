@@ -124,18 +124,7 @@ def test_a_file_imports_nothing_from_above(path: Path) -> None:
 
 def test_every_file_below_the_engine_is_in_a_room() -> None:
     rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES.values()}
-    helpers = {
-        "__init__",
-        "_closing",
-        "_collector",
-        "_extras",
-        "_forks",
-        "_http",
-        "_kept",
-        "_lazy",
-        "_network",
-        "_worker",
-    }
+    helpers = {"__init__", "_closing", "_collector", "_extras", "_forks", "_http", "_lazy", "_network", "_worker"}
     helpers |= {"accepted", "features", "routing"}
     assert rooms - helpers == {*VALUES, *ENGINE, *PARTS, *OFFLINE}
 

@@ -139,7 +139,7 @@ class Thing(ABC):
 
     @abstractmethod
     async def arun(self, again: Again) -> Any:
-        """The same on the running event loop."""
+        """Do what ``run`` does, without blocking the event loop."""
 
     @abstractmethod
     def made(self, output: Any, again: Again) -> Made:
@@ -183,7 +183,7 @@ class Thing(ABC):
         return self.made(output, again)
 
     async def atried(self, again: Again) -> Made:
-        """The same on the running event loop."""
+        """Do what ``tried`` does, without blocking the event loop."""
         try:
             output = await self.arun(again)
         except Exception as error:
@@ -263,7 +263,7 @@ class Attempts(Sampler):
         return self._result(request, self._thing.run_all(self.again(request)))
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        """The same on the running event loop."""
+        """Do what ``sample`` does, without blocking the event loop."""
         if request.purpose == "tool_input":
             again = Again(len(self.made) + 1, request)
             with set_config_context(again.config(sync=False)) as context:

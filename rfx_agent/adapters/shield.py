@@ -35,7 +35,7 @@ class Shield(Verifier):
         return self._verifier.verify(step, rollout, peers=self._answers(peers))
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same, without blocking the event loop."""
+        """Do what ``verify`` does, without blocking the event loop."""
         if flaw := self._flaw(rollout):
             return flaw
         return await self._verifier.averify(step, rollout, peers=self._answers(peers))

@@ -96,7 +96,7 @@ class Hold:
                 shared.settle(reservation, spent, None)
 
     async def asettle(self, actual: Charge | None = None) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``settle`` does, without blocking the event loop."""
         for shared, reservation, spent in self._settled(actual):
             with _expiring():
                 await shared.asettle(reservation, spent, None)
@@ -108,7 +108,7 @@ class Hold:
                 shared.store.release(reservation)
 
     async def arelease(self, spent: Spend | None = None) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``release`` does, without blocking the event loop."""
         for shared, reservation in self._released(spent):
             with _expiring():
                 await shared.store.arelease(reservation)
@@ -120,7 +120,7 @@ class Hold:
                 shared.store.release(reservation)
 
     async def amake_way(self) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``make_way`` does, without blocking the event loop."""
         for shared, reservation in self._made_way():
             with _expiring():
                 await shared.store.arelease(reservation)
@@ -208,7 +208,7 @@ class Scope:
         self._lock = threading.Lock()
 
     def reserve(self, charge: Charge, *, covered: Collection[Key] = ()) -> Hold | Short:
-        """Set aside what ``charge`` may cost, here, further out and in the shared budgets, or nothing at all.
+        """Set aside what ``charge`` may cost, in this scope, those around it and their shared budgets, or in none.
 
         Args:
             charge: the most that the call can cost.
@@ -234,7 +234,7 @@ class Scope:
         return hold
 
     async def areserve(self, charge: Charge, *, covered: Collection[Key] = ()) -> Hold | Short:
-        """The same, without blocking the event loop."""
+        """Do what ``reserve`` does, without blocking the event loop."""
         if (whole := paying()) is not None and not charge.tool:
             await whole.amake_way()
         hold = self._held(charge, covered)

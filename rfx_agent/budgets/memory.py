@@ -70,7 +70,7 @@ class MemoryStore(BudgetStore):
             return grant
 
     async def areserve(self, id: str, claims: Sequence[Claim], *, seconds: float) -> Grant:  # noqa: A002  # as above
-        """The same."""
+        """Do what ``reserve`` does, without blocking the event loop."""
         return self.reserve(id, claims, seconds=seconds)
 
     def settle(self, reservation: Reservation, actual: Mapping[str, int], record: str | None = None) -> None:
@@ -82,7 +82,7 @@ class MemoryStore(BudgetStore):
             self._tidy(now)
 
     async def asettle(self, reservation: Reservation, actual: Mapping[str, int], record: str | None = None) -> None:
-        """The same."""
+        """Do what ``settle`` does, without blocking the event loop."""
         self.settle(reservation, actual, record)
 
     def release(self, reservation: Reservation) -> None:
@@ -93,7 +93,7 @@ class MemoryStore(BudgetStore):
             self._tidy(now)
 
     async def arelease(self, reservation: Reservation) -> None:
-        """The same."""
+        """Do what ``release`` does, without blocking the event loop."""
         self.release(reservation)
 
     def keep(self, id: str, record: str) -> str:  # noqa: A002  # as above
@@ -106,7 +106,7 @@ class MemoryStore(BudgetStore):
             return kept
 
     async def akeep(self, id: str, record: str) -> str:  # noqa: A002  # as above
-        """The same."""
+        """Do what ``keep`` does, without blocking the event loop."""
         return self.keep(id, record)
 
     def deposit(self, claims: Sequence[Claim]) -> None:

@@ -123,7 +123,7 @@ class SharedBudget:
             time.sleep(pause)
 
     async def areserve(self, id: str, claims: tuple[Claim, ...]) -> Grant:  # noqa: A002  # the store's word
-        """The same, without blocking the event loop."""
+        """Do what ``reserve`` does, without blocking the event loop."""
         pauses = self._pauses()
         next(pauses)
         while True:
@@ -137,7 +137,7 @@ class SharedBudget:
         self.store.settle(reservation, _amounts(actual), record)
 
     async def asettle(self, reservation: Reservation, actual: Spend, record: str | None) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``settle`` does, without blocking the event loop."""
         await self.store.asettle(reservation, _amounts(actual), record)
 
     def deposit(self, actual: Spend) -> None:

@@ -75,7 +75,7 @@ class WrittenStore(AsyncClosing, BudgetStore):
         return grant
 
     async def areserve(self, id: str, claims: Sequence[Claim], *, seconds: float) -> Grant:  # noqa: A002  # as above
-        """The same; cancelled, it gives back what it is granted."""
+        """Do what ``reserve`` does; cancelled, it gives back what it is granted."""
         operation = _reserve(id, claims, seconds)
         future = self._writer.submit(operation)
         try:
@@ -90,7 +90,7 @@ class WrittenStore(AsyncClosing, BudgetStore):
         self._writer.ask(_settle(reservation, actual, record))
 
     async def asettle(self, reservation: Reservation, actual: Mapping[str, int], record: str | None = None) -> None:
-        """The same; it is done even when the caller is cancelled."""
+        """Do what ``settle`` does; it is done even when the caller is cancelled."""
         await self._aask(_settle(reservation, actual, record))
 
     def release(self, reservation: Reservation) -> None:
@@ -98,7 +98,7 @@ class WrittenStore(AsyncClosing, BudgetStore):
         self._writer.ask(Release(reservation))
 
     async def arelease(self, reservation: Reservation) -> None:
-        """The same; it is done even when the caller is cancelled."""
+        """Do what ``release`` does; it is done even when the caller is cancelled."""
         await self._aask(Release(reservation))
 
     def keep(self, id: str, record: str) -> str:  # noqa: A002  # as above
@@ -107,7 +107,7 @@ class WrittenStore(AsyncClosing, BudgetStore):
         return kept
 
     async def akeep(self, id: str, record: str) -> str:  # noqa: A002  # as above
-        """The same; it is done even when the caller is cancelled."""
+        """Do what ``keep`` does; it is done even when the caller is cancelled."""
         kept: str = await self._aask(_keep(id, record))
         return kept
 
@@ -161,7 +161,7 @@ class WrittenStore(AsyncClosing, BudgetStore):
         self._writer.close(self._timeout)
 
     async def aclose(self) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``close`` does, without blocking the event loop."""
         await asyncio.to_thread(self.close)
 
     def _start(self) -> None:

@@ -91,7 +91,7 @@ class ReplaySampler(Sampler):
         return SampleResult(rollouts, sum((x.usage for x in rollouts), Usage()))
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        """The same."""
+        """Do what ``sample`` does, without blocking the event loop."""
         return self.sample(request)
 
 
@@ -127,7 +127,7 @@ class ReplaySteerer(Steerer):
         return SampleResult((made,), made.usage)
 
     async def asteer(self, step: Step, operator: str, rollout: Rollout, request: SampleRequest) -> SampleResult:
-        """The same."""
+        """Do what ``steer`` does, without blocking the event loop."""
         return self.steer(step, operator, rollout, request)
 
 
@@ -158,7 +158,7 @@ class ReplayVerifier(Verifier):
         return Verdict(row["passed"], answer=row["answer"], score=row["score"], reason="as recorded")
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same."""
+        """Do what ``verify`` does, without blocking the event loop."""
         return self.verify(step, rollout, peers=peers)
 
 

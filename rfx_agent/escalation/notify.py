@@ -22,7 +22,7 @@ class Notifier(Protocol):
         ...
 
     async def anotify(self, payload: Mapping[str, Any], *, key: str) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``notify`` does, without blocking the event loop."""
         ...
 
 

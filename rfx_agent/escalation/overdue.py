@@ -48,7 +48,7 @@ async def aclose_overdue(
     *,
     clock: Callable[[], float] = time.time,
 ) -> bool:
-    """The same on the running event loop."""
+    """Do what ``close_overdue`` does, without blocking the event loop."""
     expired = _expired((await graph.aget_state(config)).interrupts, clock())
     if expired:
         await graph.ainvoke(Command(resume=expired), config)

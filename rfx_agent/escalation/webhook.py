@@ -116,7 +116,7 @@ class Webhook:
             self._check(tenacity.Retrying(**_policy())(post))
 
     async def anotify(self, payload: Mapping[str, Any], *, key: str) -> None:
-        """The same, without blocking the event loop."""
+        """Do what ``notify`` does, without blocking the event loop."""
         await asyncio.to_thread(_prepare)
         import httpx2
         import tenacity

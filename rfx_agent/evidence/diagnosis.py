@@ -20,7 +20,7 @@ __all__ = ["Option", "diagnose_case"]
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A remedy of the deployment, as far as a diagnosis needs to know it.
+    """What a diagnosis needs to know of one remedy: its price, its node and its name.
 
     Attributes:
         bound: the most that one attempt costs, or why it is not available.

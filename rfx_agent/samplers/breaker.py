@@ -113,7 +113,7 @@ class CircuitBreaker(AsyncClosing, Sampler):
             return self._sampler.sample(request)
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        """The same, without blocking the event loop."""
+        """Do what ``sample`` does, without blocking the event loop."""
         with self._watched():
             return await self._sampler.asample(request)
 
@@ -123,7 +123,7 @@ class CircuitBreaker(AsyncClosing, Sampler):
             close()
 
     async def aclose(self) -> None:
-        """The same, with what the sampler has open in the running event loop."""
+        """Do what ``close`` does, and close what the sampler has open in the running event loop."""
         if (aclose := getattr(self._sampler, "aclose", None)) is not None:
             await aclose()
         else:

@@ -135,7 +135,7 @@ class LocalSampler(AsyncClosing, Sampler):
         return self._started().sample(request)
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        """The same, without blocking the event loop (but for the second in which llama.cpp starts)."""
+        """Do what ``sample`` does, without blocking the event loop (but for the second in which llama.cpp starts)."""
         inner = self._inner if self._inner is not None else await asyncio.to_thread(self._started)
         return await inner.asample(request)
 
@@ -146,7 +146,7 @@ class LocalSampler(AsyncClosing, Sampler):
             inner.close()
 
     async def aclose(self) -> None:
-        """The same, with the connections of the running event loop."""
+        """Do what ``close`` does, and close the connections of the running event loop."""
         inner = await asyncio.to_thread(self._shut)
         if inner is not None:
             await inner.aclose()

@@ -75,7 +75,7 @@ class PrefixSteerer(Steerer):
         return drive(self._flow(step, operator, rollout, request))
 
     async def asteer(self, step: Step, operator: str, rollout: Rollout, request: SampleRequest) -> SampleResult:
-        """The same, without blocking the event loop."""
+        """Do what ``steer`` does, without blocking the event loop."""
         return await drive_async(self._flow(step, operator, rollout, request))
 
     def _flow(self, step: Step, operator: str, rollout: Rollout, request: SampleRequest) -> Flow[SampleResult]:

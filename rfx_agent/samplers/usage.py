@@ -60,7 +60,7 @@ def hidden(details: object, *, cap: int | None = None) -> int:
 
 
 def estimate_tokens(text: str) -> int:
-    """Tokens of a text that nobody counted; rather too many than too few.
+    """Estimate the tokens of a text that no server has counted. The estimate is too high rather than too low.
 
     Example:
         >>> estimate_tokens("six times seven")

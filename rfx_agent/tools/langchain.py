@@ -166,7 +166,7 @@ class LangChainTool(Tool):
         return self._result(value, began)
 
     async def arun(self, source: str) -> ToolResult:
-        """The same, without blocking the event loop."""
+        """Do what ``run`` does, without blocking the event loop."""
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self.seconds) as deadline:

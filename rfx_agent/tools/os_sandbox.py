@@ -99,8 +99,8 @@ class OSSandbox(Closing):
         return self._run(threading.Event(), code, answer_name)
 
     async def arun(self, code: str, *, answer_name: str = "answer") -> ToolResult:
-        """The same, without blocking the event loop. A run whose task is cancelled is killed with all that it
-        started."""
+        """Do what ``run`` does, without blocking the event loop. A run whose task is cancelled is killed with all that
+        it started."""
         return await self._apart(self._run, code, answer_name)
 
     def test(self, code: str, trial: Trial) -> TrialResult:
@@ -112,7 +112,7 @@ class OSSandbox(Closing):
         return self._test(threading.Event(), code, trial)
 
     async def atest(self, code: str, trial: Trial) -> TrialResult:
-        """The same, without blocking the event loop; cancelled as ``arun``."""
+        """Do what ``test`` does, without blocking the event loop; cancelled as ``arun``."""
         return await self._apart(self._test, code, trial)
 
     def close(self) -> None:

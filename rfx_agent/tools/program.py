@@ -135,7 +135,7 @@ class ProgramTool(Tool):
         return self._said(self.sandbox.run(source, answer_name=self.answer_name))
 
     async def arun(self, source: str) -> ToolResult:
-        """The same, without blocking the event loop."""
+        """Do what ``run`` does, without blocking the event loop."""
         return self._said(await self.sandbox.arun(source, answer_name=self.answer_name))
 
     def _said(self, result: ToolResult) -> ToolResult:

@@ -117,8 +117,8 @@ class Sandbox(Closing):
         return ToolResult(answer, printed.text(), error, time.perf_counter() - began)
 
     async def arun(self, code: str, *, answer_name: str = "answer") -> ToolResult:
-        """The same, without blocking the event loop. A run whose task is cancelled ends by its own time limit
-        and gives its worker back."""
+        """Do what ``run`` does, without blocking the event loop. A run whose task is cancelled ends by its own time
+        limit and gives its worker back."""
         return await asyncio.to_thread(self.run, code, answer_name=answer_name)
 
     def test(self, code: str, trial: Trial) -> TrialResult:
@@ -137,7 +137,7 @@ class Sandbox(Closing):
             return monty_trial(opened, code, trial, seconds=self.seconds)
 
     async def atest(self, code: str, trial: Trial) -> TrialResult:
-        """The same, without blocking the event loop; cancelled as ``arun``."""
+        """Do what ``test`` does, without blocking the event loop; cancelled as ``arun``."""
         return await asyncio.to_thread(self.test, code, trial)
 
     def close(self) -> None:

@@ -108,6 +108,6 @@ class PureVerifier(NamedVerifier):
     instant = True
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same; an event loop does not wait while it reads a long text, or many."""
+        """Do what ``verify`` does; an event loop does not wait while it reads a long text, or many."""
         read = len(rollout.text) + (sum(len(x.text) for x in peers) if self.needs_peers else 0)
         return await aside(read, self.verify, step, rollout, peers=peers)

@@ -87,7 +87,7 @@ class FunctionVerifier(NamedVerifier):
         return self._verdict(value, rollout)
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same, without blocking the event loop."""
+        """Do what ``verify`` does, without blocking the event loop."""
         value = self._call(step, rollout) if self._async else await asyncio.to_thread(self._call, step, rollout)
         if inspect.isawaitable(value):
             value = await value

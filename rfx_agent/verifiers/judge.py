@@ -151,7 +151,7 @@ class JudgeVerifier(NamedVerifier):
         return drive(self._flow(step, rollout))
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same, without blocking the event loop."""
+        """Do what ``verify`` does, without blocking the event loop."""
         return await drive_async(self._flow(step, rollout))
 
     def _flow(self, step: Step, rollout: Rollout) -> Flow[Verdict]:

@@ -85,7 +85,7 @@ class _Panel(NamedVerifier):
         return drive(self._flow(step, rollout, peers))
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same, without blocking the event loop."""
+        """Do what ``verify`` does, without blocking the event loop."""
         return await drive_async(self._flow(step, rollout, peers))
 
     @abstractmethod

@@ -113,7 +113,7 @@ class TestsVerifier(NamedVerifier):
         return self._verdict(code, rollout.said, self.sandbox.test(code, trial))
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same, without blocking the event loop. Cancelled, it stops what it runs."""
+        """Do what ``verify`` does, without blocking the event loop. Cancelled, it stops what it runs."""
         trial = self._trial_of(step)
         code = await aside(len(rollout.text), _code, rollout.said, trial)
         if isinstance(code, Verdict):

@@ -120,6 +120,17 @@ USED = 10  # tokens of a good answer and its prompt
 RESERVED = len("What is 3 + 4?") + 64 + CAP  # a token a byte, a message's template, and what it may write
 
 
+def retrying(shared: Shared) -> RecoverabilityMiddleware:
+    """One retry of an answer that says "wrong"."""
+    return RecoverabilityMiddleware(
+        verifier=lambda text: "wrong" not in text,
+        shared=shared.budget,
+        policy=FixedPolicy(["retry"]),
+        budget=RetryBudget(samples=1),
+        on_unresolved="return",
+    )
+
+
 ways = pytest.mark.parametrize(
     "run",
     [
@@ -206,13 +217,7 @@ def test_a_model_of_a_middleware_is_counted_on_a_client_of_this_package(run: Any
 @pytest.mark.parametrize(("first", "lost"), [((late,), 1), ((late, broken), 2), ((busy, busy), 0)])
 def test_recovery_alone_charges_what_further_draws_lost(run: Any, first: Any, lost: int) -> None:
     shared = Shared()
-    recovery = RecoverabilityMiddleware(
-        verifier=lambda text: "wrong" not in text,
-        shared=shared.budget,
-        policy=FixedPolicy(["retry"]),
-        budget=RetryBudget(samples=1),
-        on_unresolved="return",
-    )
+    recovery = retrying(shared)
     wrong = [lambda body: good(body, "it is wrong"), *first]
     with ChatServer(replies(*wrong)) as server:
         run(of(server, [recovery]))
@@ -427,13 +432,7 @@ def test_an_answer_that_langchain_cannot_read_is_charged(run: Any) -> None:
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_a_draw_of_recovery_that_langchain_cannot_read_is_charged(how: str) -> None:
     shared = Shared()
-    recovery = RecoverabilityMiddleware(
-        verifier=lambda text: "wrong" not in text,
-        shared=shared.budget,
-        policy=FixedPolicy(["retry"]),
-        budget=RetryBudget(samples=1),
-        on_unresolved="return",
-    )
+    recovery = retrying(shared)
     first = [lambda body: good(body, "it is wrong"), lambda body: Answer(body=good(body).body | {"usage": [1]})]
     with ChatServer(replies(*first)) as server:
         agent = of(server, [recovery])

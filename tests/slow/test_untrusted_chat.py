@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import logging
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 from servers import Answer, ChatServer, choice, completion, dripping_server, unused_port
-from untrusted import KEY, PROMPT, asked, both
+from untrusted import KEY, PROMPT, asked, both, refuses_too_large_a_body, refuses_too_many_values
 
 from rfx_agent import ChatModelSampler, Recovery, RetryBudget, SampleRequest
 from rfx_agent.codec import dump
@@ -121,12 +120,8 @@ def test_an_answer_that_drips_ends_in_time(how: str) -> None:
 
 @both
 def test_a_body_that_is_too_large_is_not_read_to_its_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfx_agent.samplers.openai.transport._MOST_BYTES", 2**20)
+    refuses_too_large_a_body(lambda server: of(server.base_url), how, monkeypatch)
     large = json.dumps(completion(choice("x" * 2**21))).encode()
-    packed = {"Content-Encoding": "gzip"}
-    for answer in (Answer(body=large), Answer(body=gzip.compress(large), headers=packed)):
-        with ChatServer(lambda *_, answer=answer: answer) as server, pytest.raises(SamplerError, match="larger than"):
-            asked(of(server.base_url), how)
     # Of an error only the beginning is read, and less of it is said.
     with ChatServer(lambda *_: Answer(502, large)) as server, pytest.raises(SamplerError, match="502") as caught:
         asked(of(server.base_url), how)
@@ -135,13 +130,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(how: str, monkeypatch: 
 
 @both
 def test_a_body_of_too_many_values_is_not_read_to_its_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfx_agent.samplers.openai.transport._MOST_VALUES", 1_000)
-    many = completion(choice("7")) | {"more": [[]] * 2_000}
-    with (
-        ChatServer(lambda *_: Answer(body=many)) as server,
-        pytest.raises(SamplerError, match="more than 1,000 values"),
-    ):
-        asked(of(server.base_url), how)
+    refuses_too_many_values(lambda server: of(server.base_url), how, monkeypatch)
 
 
 @both

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import openai
 import pytest
 from servers import Answer, ChatServer, choice, completion, dripping_server, entry, unused_port
-from untrusted import KEY, PROMPT, asked, both
+from untrusted import KEY, PROMPT, asked, both, refuses_too_large_a_body, refuses_too_many_values
 
 from rfx_agent import (
     MemoryStore,
@@ -229,23 +229,12 @@ def test_a_body_without_data_ends_in_time(whole: bytes, drip: bytes, how: str) -
 
 @both
 def test_a_body_that_is_too_large_is_not_read_to_its_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfx_agent.samplers.openai.transport._MOST_BYTES", 2**20)
-    large = json.dumps(completion(choice("x" * 2**21))).encode()
-    packed = {"Content-Encoding": "gzip"}
-    for answer in (Answer(body=large), Answer(body=gzip.compress(large), headers=packed)):
-        with ChatServer(lambda *_, answer=answer: answer) as server, pytest.raises(SamplerError, match="larger than"):
-            asked(of(server), how)
+    refuses_too_large_a_body(of, how, monkeypatch)
 
 
 @both
 def test_a_body_of_too_many_values_is_not_read_to_its_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rfx_agent.samplers.openai.transport._MOST_VALUES", 1_000)
-    many = completion(choice("7")) | {"more": [[]] * 2_000}
-    with (
-        ChatServer(lambda *_: Answer(body=many)) as server,
-        pytest.raises(SamplerError, match="more than 1,000 values"),
-    ):
-        asked(of(server), how)
+    refuses_too_many_values(of, how, monkeypatch)
 
 
 @both

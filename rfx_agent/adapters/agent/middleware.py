@@ -242,7 +242,7 @@ class RecoverabilityMiddleware(AgentMiddleware[RecoverabilityState, Any, Any]):
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> Answer:
-        """The same on the running event loop."""
+        """Do what ``wrap_model_call`` does, without blocking the event loop."""
         return await drive_async(self._flow(request, handler))
 
     def _flow(self, request: ModelRequest[Any], handler: Callable[..., Any]) -> Flow[Answer]:

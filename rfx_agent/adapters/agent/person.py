@@ -33,7 +33,7 @@ class PersonHooks:
         return drive(self._asked(state))
 
     async def aafter_model(self, state: Mapping[str, Any], runtime: Any) -> dict[str, Any] | None:
-        """The same on the running event loop."""
+        """Do what ``after_model`` does, without blocking the event loop."""
         return await drive_async(self._asked(state))
 
     def _asked(self, state: Mapping[str, Any]) -> Flow[dict[str, Any] | None]:

@@ -15,7 +15,7 @@ from langchain.agents.middleware.types import AgentState, PrivateStateAttr
 from langchain_core.messages import ToolMessage
 from langgraph.channels.untracked_value import UntrackedValue
 
-from rfx_agent._kept import Kept
+from rfx_agent.adapters.kept import Kept
 from rfx_agent.budgets.step import Ledger, Purse, RetryBudget
 from rfx_agent.records import Spend
 

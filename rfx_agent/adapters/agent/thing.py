@@ -167,7 +167,8 @@ class AgentModel(Thing):
             while True:
                 asked, sent = self._as(again)
                 try:
-                    return context.run(self._handler, connected_request(asked, asynchronous=False))  # type: ignore[no-any-return]  # LangChain's handler
+                    sent_on = connected_request(asked, asynchronous=False)
+                    return context.run(self._handler, sent_on)  # type: ignore[no-any-return]  # LangChain's handler
                 except StructuredOutputError:
                     raise  # it quotes what the model wrote
                 except Exception as error:
@@ -175,7 +176,7 @@ class AgentModel(Thing):
                         raise
 
     async def arun(self, again: Again) -> Response:
-        """The same on the running event loop."""
+        """Do what ``run`` does, without blocking the event loop."""
         with set_config_context(again.config(sync=False)) as context:
             while True:
                 asked, sent = self._as(again)

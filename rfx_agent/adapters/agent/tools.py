@@ -48,7 +48,7 @@ class ToolHooks:
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
     ) -> ToolMessage | Command[Any]:
-        """The same on the running event loop."""
+        """Do what ``wrap_tool_call`` does, without blocking the event loop."""
         return await drive_async(self._tool_flow(request, handler))
 
     def _tool_flow(self, request: ToolCallRequest, handler: Callable[..., Any]) -> Flow[ToolMessage | Command[Any]]:

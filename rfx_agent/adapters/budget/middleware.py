@@ -125,7 +125,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         return {"rfx_budget": record}
 
     async def abefore_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """The same."""
+        """Do what ``before_agent`` does, without blocking the event loop."""
         return self.before_agent(state, runtime)
 
     def after_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class BudgetMiddleware(AgentMiddleware[BudgetState, Any, Any]):
         return {"rfx_budget": record_of(scope_of(self._terms, state), state)}
 
     async def aafter_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """The same."""
+        """Do what ``after_agent`` does, without blocking the event loop."""
         return self.after_agent(state, runtime)
 
     def wrap_model_call(

@@ -27,12 +27,11 @@ from langchain_core.tracers.context import register_configure_hook
 from rfx_agent.budgets import ambient
 from rfx_agent.budgets.ambient import Hold, Scope, Short
 from rfx_agent.budgets.charge import Charge
-from rfx_agent.errors import SamplerError
 from rfx_agent.records import Spend, Usage
 from rfx_agent.samplers.chat.parameters import cap_in
 from rfx_agent.samplers.chat.read import PICTURE, Prompt, cached, parts_of, usage_of_result
 from rfx_agent.samplers.openai.provider_errors import tries
-from rfx_agent.samplers.openai.transport import Tries
+from rfx_agent.samplers.openai.transport import Tries, given_up
 from rfx_agent.samplers.usage import count
 
 __all__ = ["WRITTEN", "cut_off", "payers", "scope_in_config", "watching"]
@@ -199,7 +198,7 @@ def _count_tries(run_id: UUID) -> None:
 def _lost(run_id: UUID, call: _Call) -> Hold | None:
     """What is set aside for the last try, if that was lost. Raise where nobody waits for a further one."""
     if run_id not in _open:
-        raise SamplerError("the call was given up, and nobody waits for an answer any more")
+        raise given_up()
     if call.tries.lost <= call.repaid:
         return None
     call.lost = call.tries.lost

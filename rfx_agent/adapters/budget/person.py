@@ -63,7 +63,7 @@ class AskHooks:
 
     @hook_config(can_jump_to=["model"])
     async def aafter_model(self, state: Mapping[str, Any], runtime: Any) -> dict[str, Any] | None:
-        """The same."""
+        """Do what ``after_model`` does, without blocking the event loop."""
         return self.after_model(state, runtime)
 
     def _answered(self, record: Mapping[str, Any], opened: Mapping[str, Any]) -> dict[str, Any] | None:

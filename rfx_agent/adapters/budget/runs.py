@@ -12,9 +12,9 @@ from langchain_core.messages import ToolMessage
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.runtime import get_runtime
 
-from rfx_agent._kept import Kept
 from rfx_agent.adapters.budget.payer import payers
 from rfx_agent.adapters.budget.wrap import Terms
+from rfx_agent.adapters.kept import Kept
 from rfx_agent.budgets import ambient
 from rfx_agent.budgets.ambient import Scope
 from rfx_agent.records import Spend

@@ -62,7 +62,7 @@ def run_first(calls: Sequence[Call], *, whole: bool) -> None:
 
 
 async def arun_first(calls: Sequence[Call], *, whole: bool) -> None:
-    """The same on the running event loop."""
+    """Do what ``run_first`` does, without blocking the event loop."""
     if runs := _runs(calls):
         _take(calls, await Chain.abatch(runs), whole=whole)
 

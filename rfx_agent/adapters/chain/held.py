@@ -76,7 +76,7 @@ class Held(BaseCallbackHandler, _StreamingCallbackHandler[Any]):
         self._told.clear()
 
     async def arelease(self) -> None:
-        """The same on the running event loop."""
+        """Do what ``release`` does, without blocking the event loop."""
         taps = _Taps(self._inner)
         for name, args, kwargs in self._told:
             if name == _TAP:

@@ -121,7 +121,7 @@ class RecoveredRunnable(LikeTheChain[In, Out]):
         return draw.output
 
     async def ainvoke(self, input: In, config: RunnableConfig | None = None, **kwargs: Any) -> Out:  # noqa: A002  # LangChain's name
-        """The same on the running event loop."""
+        """Do what ``invoke`` does, without blocking the event loop."""
         config = ensure_config(config)
         name, run_id = self._named(config)
         run = await get_async_callback_manager_for_config(config).on_chain_start(None, input, name=name, run_id=run_id)
@@ -183,7 +183,7 @@ class RecoveredRunnable(LikeTheChain[In, Out]):
         return_exceptions: bool = False,
         **kwargs: Any | None,
     ) -> list[Out]:
-        """The same on the running event loop."""
+        """Do what ``batch`` does, without blocking the event loop."""
         if len(inputs) < 2:
             return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
         calls: list[Call] = []
@@ -242,7 +242,7 @@ class RecoveredRunnable(LikeTheChain[In, Out]):
         run.on_chain_end(accepted[0].output)
 
     async def astream(self, input: In, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Out]:  # noqa: A002  # LangChain's name
-        """The same on the running event loop."""
+        """Do what ``stream`` does, without blocking the event loop."""
         config = ensure_config(config)
         name, run_id = self._named(config)
         run = await get_async_callback_manager_for_config(config).on_chain_start(None, input, name=name, run_id=run_id)

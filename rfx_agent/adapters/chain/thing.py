@@ -60,13 +60,13 @@ class Draw(Generic[Out]):
             held.release()
 
     async def arelease(self) -> None:
-        """The same on the running event loop."""
+        """Do what ``release`` does, without blocking the event loop."""
         for held in self.held:
             await held.arelease()
 
 
 class Chain(Thing, Generic[In, Out]):
-    """The chain of one call, on the call's own input.
+    """The user's chain during one call: it runs the chain again on the input of that call.
 
     Args:
         chain, value, kwargs: what is run, on what.
@@ -140,7 +140,7 @@ class Chain(Thing, Generic[In, Out]):
         return Draw(total(chunks), chunks, held)
 
     async def arun(self, again: Again) -> Draw[Out]:
-        """The same on the running event loop."""
+        """Do what ``run`` does, without blocking the event loop."""
         config, held = self._child(again)
         chain, value = self._input(again)
 
@@ -169,7 +169,7 @@ class Chain(Thing, Generic[In, Out]):
         into.append(self._speculated(chunks, error, again))
 
     async def aspeculate(self, again: Again, into: list[Made]) -> AsyncIterator[Out]:
-        """The same on the running event loop."""
+        """Do what ``speculate`` does, without blocking the event loop."""
         config, _ = self._child(again, held=False)
         chunks: list[Out] = []
         error: Exception | None = None
@@ -215,7 +215,7 @@ class Chain(Thing, Generic[In, Out]):
         return _unsteered(self.batch([(self, again) for again in runs]))
 
     async def arun_all(self, runs: Sequence[Again]) -> list[Made]:
-        """The same on the running event loop."""
+        """Do what ``run_all`` does, without blocking the event loop."""
         if len(runs) == 1 or self.streaming or any(x.request.revision is not None for x in runs):
             limit = self._config.get("max_concurrency")
             return await together([self.atried(again) for again in runs], limit)
@@ -235,7 +235,7 @@ class Chain(Thing, Generic[In, Out]):
 
     @staticmethod
     async def abatch(runs: Sequence[tuple[Chain[In, Out], Again]]) -> list[Made]:
-        """The same on the running event loop."""
+        """Do what ``batch`` does, without blocking the event loop."""
         first, children = runs[0][0], [thing._child(again) for thing, again in runs]
         inputs, configs = [thing._value for thing, _ in runs], [config for config, _ in children]
         with set_config_context({**first._config, "callbacks": None}) as context:

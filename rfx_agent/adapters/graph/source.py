@@ -49,7 +49,7 @@ class Source:
         return self.fixed if self.fixed is not None else self._made(_context())
 
     async def aget(self) -> Recovery:
-        """The same, without blocking the event loop."""
+        """Do what ``get`` does, without blocking the event loop."""
         if self.fixed is not None:
             return self.fixed
         made: Recovery = await run_in_executor(None, self._made, _context())

@@ -90,7 +90,7 @@ class NodeAgain(Thing):
             return context.run(run, config, self._given(again))
 
     async def arun(self, again: Again) -> Any:
-        """The same on the running event loop."""
+        """Do what ``run`` does, without blocking the event loop."""
         run = self._visit.call.arun
         assert run is not None  # noqa: S101  # an async node is driven by async code
         config = from_the_top(again.config(sync=False))
@@ -105,7 +105,7 @@ class NodeAgain(Thing):
             return self.failed(self._interrupted(), again)
 
     async def atried(self, again: Again) -> Made:
-        """The same on the running event loop."""
+        """Do what ``tried`` does, without blocking the event loop."""
         try:
             return await super().atried(again)
         except GraphInterrupt:

@@ -169,7 +169,7 @@ class RecoverableNode(RunnableLambda[Any, Any]):
         return _recovered(visit, output)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002  # LangChain's name
-        """The same on the running event loop."""
+        """Do what ``invoke`` does, without blocking the event loop."""
         call = Rerun(arun=lambda again, state: self._node.ainvoke(state, again, **kwargs))
         visit = Visit(self.name or "", self._plan, input, call, config)
         try:

@@ -47,7 +47,7 @@ async def steer(plan: Plan, problem: Problem, operator: str, attempt: int, faile
 
 
 async def tool(plan: Plan, problem: Problem, attempt: int) -> Done:
-    """One program from the original prompt, with one repair where it fails; its answer is judged like any other."""
+    """Let the model write a program for the problem, and repair it once if it fails; judge the program's answer."""
     assert plan.tool is not None  # noqa: S101  # only asked for where there is one
     using, sampler = plan.tool, plan.tool_sampler or plan.sampler
     key, began, spent = Key(problem.id, "tool", attempt), time.perf_counter(), Usage()

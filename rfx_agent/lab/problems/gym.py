@@ -91,7 +91,7 @@ class GymVerifier(Verifier):
         return Verdict(passed, answer=shown if passed else canonical(found), score=best, reason=said)
 
     async def averify(self, step: Step, rollout: Rollout, *, peers: Sequence[Rollout] = ()) -> Verdict:
-        """The same; it waits for nothing."""
+        """Do what ``verify`` does; it waits for nothing."""
         return self.verify(step, rollout, peers=peers)
 
 

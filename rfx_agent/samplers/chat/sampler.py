@@ -124,7 +124,7 @@ class ChatModelSampler(Sampler):
             return self._result(request, draws, list(pool.map(one, range(request.n))))
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        """The same, without blocking the event loop."""
+        """Do what ``sample`` does, without blocking the event loop."""
         messages, draws = self._messages(request), self._draws(request)
 
         async def one(at: int) -> Any:

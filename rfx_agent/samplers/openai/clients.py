@@ -96,7 +96,7 @@ def drive(flow: Asking[T], *, most: int = _MOST_THREADS) -> T:
 
 
 async def adrive(flow: Asking[T], *, most: int | None = None) -> T:
-    """The same, without blocking the event loop; None for no limit."""
+    """Do what ``drive`` does, without blocking the event loop; None for no limit."""
     got: Sequence[_Raw | Reply] | None = None
     while True:
         # Long tables take a while to read: in one thread, because several would hold the interpreter's lock in turn.
@@ -312,7 +312,7 @@ class Clients:
         self._held.close()
 
     async def aclose(self) -> None:
-        """The same, with the connections of the running event loop."""
+        """Do what ``close`` does, and close the connections of the running event loop."""
         await self._held.aclose()
 
     def _mine(self, client: Any) -> Any:

@@ -49,7 +49,7 @@ class Held:
             return self._keep(loop, self._make(True)) if found is None else found
 
     async def aof_loop(self) -> Any:
-        """The same; one that has to be made is made beside the loop, because that imports and reads certificates."""
+        """Do what ``of_loop`` does. A client that has to be made is made in a thread: that imports and reads files."""
         loop = asyncio.get_running_loop()
         with self._lock:
             self.check_open()
@@ -85,7 +85,7 @@ class Held:
             client.close()
 
     async def aclose(self) -> None:
-        """The same, with the connections of the running event loop."""
+        """Do what ``close`` does, and close the connections of the running event loop."""
         with self._lock:
             mine = self._loops.pop(asyncio.get_running_loop(), None)
         self.close()

@@ -144,7 +144,7 @@ class OpenAISampler(AsyncClosing, Sampler):
         return drive(self._flow(request))
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        """The same, without blocking the event loop."""
+        """Do what ``sample`` does, without blocking the event loop."""
         if self._clients.sync_only:
             return await asyncio.to_thread(self.sample, request)
         return await adrive(self._flow(request))
@@ -155,7 +155,7 @@ class OpenAISampler(AsyncClosing, Sampler):
         self._clients.close()
 
     async def aclose(self) -> None:
-        """The same, with the connections of the running event loop."""
+        """Do what ``close`` does, and close the connections of the running event loop."""
         await self._clients.aclose()
 
     def _flow(self, request: SampleRequest) -> Asking[SampleResult]:

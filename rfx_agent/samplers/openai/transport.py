@@ -17,7 +17,7 @@ from rfx_agent.engine.drive import METER
 from rfx_agent.errors import RfxError, SamplerError, may_have_worked
 from rfx_agent.samplers.openai.reply import MalformedReplyError
 
-__all__ = ["TALLY", "Tally", "Tries", "http_client"]
+__all__ = ["TALLY", "Tally", "Tries", "given_up", "http_client"]
 
 _MOST_BYTES = 64 * 2**20  # a table of 8 draws of 4,096 tokens with 20 alternatives has 25 MiB
 _MOST_OF_ERROR = 64 * 2**10  # the rest of what an error says is not read
@@ -121,6 +121,11 @@ class Tries:
         return self._tally.earlier
 
 
+def given_up() -> SamplerError:
+    """Why no further try of a call is sent that has ended for its caller."""
+    return SamplerError("the call was given up, and nobody waits for an answer any more")
+
+
 def http_client(
     *,
     asynchronous: bool = False,
@@ -153,7 +158,7 @@ def http_client(
             before()
         tally, meter = TALLY.get(), METER.get()
         if meter is not None and meter.ended:
-            raise SamplerError("the call was given up, and nobody waits for an answer any more")
+            raise given_up()
         for one in () if tally is None else tally.each():
             one.earlier = one.lost
             one.tried += 1

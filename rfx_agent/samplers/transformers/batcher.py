@@ -53,7 +53,7 @@ class Batcher:
             raise
 
     async def arun(self, rows: Sequence[Row], ancestor: CausalModel | None = None) -> Batched:
-        """The same, without blocking the event loop."""
+        """Do what ``run`` does, without blocking the event loop."""
         return await asyncio.wrap_future(self._submit(rows, ancestor))
 
     def check_open(self) -> None:

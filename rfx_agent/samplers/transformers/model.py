@@ -200,7 +200,7 @@ class CausalModel:
         return (*map(int, ids), *self.encode(prefix))
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Tokens of ``text`` alone: none is added, and the text of a special token in it is only text."""
+        """Token ids of ``text``. No special token is added, and one that ``text`` spells out is read as plain text."""
         tokenizer = self._text()
         text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
         with self._loading:  # the tokenizer keeps this setting in itself

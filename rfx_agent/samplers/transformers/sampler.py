@@ -69,7 +69,7 @@ class TransformersSampler(AsyncClosing, Sampler):
         return self._result(request, rows, self._batcher.run(rows))
 
     async def asample(self, request: SampleRequest) -> SampleResult:
-        """The same, without blocking the event loop."""
+        """Do what ``sample`` does, without blocking the event loop."""
         rows = await asyncio.to_thread(self._rows, request)
         return self._result(request, rows, await self._batcher.arun(rows))
 

@@ -151,7 +151,7 @@ class TransformersSteerer(Closing, Steerer):
             raise self._told(error) from error
 
     async def asteer(self, step: Step, operator: str, rollout: Rollout, request: SampleRequest) -> SampleResult:
-        """The same, without blocking the event loop."""
+        """Do what ``steer`` does, without blocking the event loop."""
         try:
             job = await asyncio.to_thread(self._prepare, step, operator, rollout, request)
             return self._result(job, request, await self._batcher.arun(job.rows, self.ancestor))

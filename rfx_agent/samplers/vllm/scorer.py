@@ -103,7 +103,7 @@ class VLLMScorer(AsyncClosing, Scorer):
         return drive(score_flow(self._scoring, step, rollouts), most=self._scoring.concurrency)
 
     async def ascore(self, step: Step, rollouts: Sequence[Rollout]) -> ScoreResult:
-        """The same, without blocking the event loop."""
+        """Do what ``score`` does, without blocking the event loop."""
         return await adrive(score_flow(self._scoring, step, rollouts), most=self._scoring.concurrency)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class VLLMScorer(AsyncClosing, Scorer):
         self._scoring.server.close()
 
     async def aclose(self) -> None:
-        """The same, with the connections of the running event loop."""
+        """Do what ``close`` does, and close the connections of the running event loop."""
         await self._scoring.server.aclose()
 
 

@@ -83,7 +83,7 @@ class VLLMTokens(Closing):
         self.clients.close()
 
     async def aclose(self) -> None:
-        """The same, with the connections of the running event loop."""
+        """Do what ``close`` does, and close the connections of the running event loop."""
         await self.clients.aclose()
 
 
